@@ -1,0 +1,132 @@
+//! The road between replicas: publish on one, receive on all.
+//!
+//! Two seams, each with an implementation in memory (one replica) and one on Redis, and one suite
+//! of tests for both:
+//! - [`Publisher`] puts a message on a channel;
+//! - [`Feed`] is the one subscription of a replica, read by the [`subscriber`] actor.
+//!
+//! Everything published comes back through the feed, also what this replica published itself:
+//! there is one road, and so one behaviour.
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use crate::event::Channel;
+
+pub mod envelope;
+pub mod memory;
+pub mod redis;
+pub mod subscriber;
+
+/// One message for one channel.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Where it goes.
+    pub to: Destination,
+    /// A JSON object, ready for the channel (see [`envelope`]).
+    pub payload: Bytes,
+}
+
+/// A channel that Belfry itself reads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// Events for browsers.
+    Events(Channel),
+    /// Words between replicas: probes, later orders.
+    Control,
+    /// A channel beside those of users (`…user:` + a name no user can have), to prove that what
+    /// is published for users comes back.
+    UserProbe,
+    /// The same for groups.
+    GroupProbe,
+}
+
+/// Why a message was not published.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BusError {
+    /// The broker cannot be reached, did not answer in time, or too many publishes are waiting
+    /// for it. Whether the message was published cannot be known.
+    #[error("the message broker is away: {0}")]
+    Away(String),
+    /// The broker answered, with a refusal (no right, read-only, full).
+    #[error("the message broker refused: {0}")]
+    Refused(String),
+}
+
+/// Puts messages on the bus. Cheap to share; every method may be called from any thread.
+pub trait Publisher: Send + Sync {
+    /// Publishes all of `messages`, in order for messages of one channel; resolves within the
+    /// configured command timeout whatever the broker does.
+    ///
+    /// # Errors
+    /// The first failure. Others of the same call may have been published.
+    fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), BusError>>;
+
+    /// The same for the subscriber's own probes: tried even while the bus counts as down, since
+    /// it is the probe that finds out that it is up again.
+    fn probe(&self, message: Message) -> BoxFuture<'_, Result<(), BusError>>;
+}
+
+/// Why a feed may have missed messages; a closed set, so it may be a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GapReason {
+    /// The subscription's connection was lost and is back.
+    Reconnected,
+    /// Messages came faster than they were read, and some were dropped.
+    Lagged,
+    /// A probe did not come back in time: the link looked healthy and delivered nothing.
+    ProbeLost,
+    /// A worker's mailbox was full.
+    WorkerLagged,
+}
+
+impl GapReason {
+    /// Every reason.
+    pub const ALL: [Self; 4] =
+        [Self::Reconnected, Self::Lagged, Self::ProbeLost, Self::WorkerLagged];
+
+    /// The name in metrics, logs and the `belfry.resync` frame.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Reconnected => "reconnected",
+            Self::Lagged => "lagged",
+            Self::ProbeLost => "probe_lost",
+            Self::WorkerLagged => "worker_lagged",
+        }
+    }
+}
+
+/// What a feed yields.
+#[derive(Clone, Debug)]
+pub enum Incoming {
+    /// A message on one of the channels that Belfry reads. The payload may share memory with a
+    /// large read buffer: copy what is kept.
+    Message {
+        /// Where it was published.
+        from: Destination,
+        /// As it came; anything may be in it.
+        payload: Bytes,
+    },
+    /// A message on a name that matches the patterns but names no legal user or group.
+    Unaddressed,
+    /// The subscription stands (again); whether it delivers is for the probe to prove.
+    Subscribed {
+        /// Not the first time: what was published since the last message may be lost.
+        again: bool,
+    },
+    /// The subscription is gone; the feed goes on trying by itself.
+    Lost(String),
+    /// Messages were dropped on the way here.
+    Lagged(u64),
+}
+
+/// The one subscription of this replica, owned by the [`subscriber`] actor.
+pub trait Feed: Send {
+    /// The next thing that happened. Cancel safe: dropping the future loses nothing.
+    /// `None`: the bus has shut down.
+    fn next(&mut self) -> BoxFuture<'_, Option<Incoming>>;
+
+    /// Drops the connection and makes a new one: the subscription proved deaf.
+    fn restart(&mut self) -> BoxFuture<'_, ()>;
+}
