@@ -1,0 +1,44 @@
+# Everything a developer needs. Each target sets up what it needs by itself.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run test lint fmt audit bench
+
+# rustup puts cargo here; a shell opened before the installation does not know it yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# As many file descriptors as the system allows: the tests hold both ends of many connections.
+RAISE_NOFILE := ulimit -n "$$(ulimit -Hn)" 2>/dev/null || true
+
+help: ## Show this list
+	@echo "Belfry: make <target>"
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  \033[1m%-8s\033[0m %s\n", $$1, $$2 }' \
+	    $(firstword $(MAKEFILE_LIST))
+
+# A development build: ready minutes sooner than an optimised one, and fast enough to try things.
+run: ## Build and start a gateway in memory: no Redis, no configuration
+	@scripts/setup.sh build
+	@$(RAISE_NOFILE); exec cargo run --locked -- serve
+
+test: ## Run all tests: unit, documentation, and tests/it with a real redis-server
+	@scripts/setup.sh test
+	@$(RAISE_NOFILE); cargo test --locked
+
+lint: ## Check formatting, lints and the links in the documentation
+	@scripts/setup.sh build
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
+
+fmt: ## Format the code
+	cargo fmt
+
+audit: ## Check licences, sources and known faults of the dependencies
+	@scripts/setup.sh build
+	@scripts/audit.sh
+
+bench: ## Measure the hot paths (see docs/benchmarks.md)
+	@scripts/setup.sh build
+	@if compgen -G 'benches/*.rs' >/dev/null; then $(RAISE_NOFILE); cargo bench --locked; \
+	else echo "There are no benchmarks in benches/ yet; docs/benchmarks.md tells how loads are measured."; fi
