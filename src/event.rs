@@ -2,7 +2,11 @@
 //!
 //! Nothing here touches a socket, a clock or Redis, so everything here is tested without them.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 /// Longest user id or group name, in bytes (contract §2).
 pub const NAME_BYTES: usize = 256;
@@ -67,6 +71,12 @@ macro_rules! name {
             }
         }
 
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_str(&self.0)
+            }
+        }
+
         impl std::borrow::Borrow<str> for $name {
             fn borrow(&self) -> &str {
                 &self.0
@@ -94,6 +104,19 @@ pub enum Channel {
     Group(Group),
     /// Every connection.
     Broadcast,
+}
+
+/// Who a connection belongs to, as its credential says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    /// Whose events it gets.
+    pub user: UserId,
+    /// The session at the issuer, by which it can be closed.
+    pub session: Option<String>,
+    /// Groups whose events it gets as well; each once.
+    pub groups: Vec<Group>,
+    /// The credential's end.
+    pub expires: Option<SystemTime>,
 }
 
 /// Why the server ends a connection: the close code, its reason and what the client should do
@@ -208,6 +231,36 @@ impl CloseCause {
     }
 }
 
+/// Why a replica may have missed messages; a closed set, so it may be a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GapReason {
+    /// The subscription's connection was lost and is back.
+    Reconnected,
+    /// Messages came faster than they were read, and some were dropped.
+    Lagged,
+    /// A probe did not come back in time: the link looked healthy and delivered nothing.
+    ProbeLost,
+    /// A worker's mailbox was full.
+    WorkerLagged,
+}
+
+impl GapReason {
+    /// Every reason.
+    pub const ALL: [Self; 4] =
+        [Self::Reconnected, Self::Lagged, Self::ProbeLost, Self::WorkerLagged];
+
+    /// The name in metrics, logs and the `belfry.resync` frame.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Reconnected => "reconnected",
+            Self::Lagged => "lagged",
+            Self::ProbeLost => "probe_lost",
+            Self::WorkerLagged => "worker_lagged",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,8 +268,19 @@ mod tests {
     #[test]
     fn names_keep_every_legal_character() {
         for name in [
-            "a", ":", "tenant:42", "a:b:c", ":x", "x:", "*", "a?b[c]/{d}", " ", "josé", "🔔",
-            "Bob ", "a\u{200d}b",
+            "a",
+            ":",
+            "tenant:42",
+            "a:b:c",
+            ":x",
+            "x:",
+            "*",
+            "a?b[c]/{d}",
+            " ",
+            "josé",
+            "🔔",
+            "Bob ",
+            "a\u{200d}b",
         ] {
             assert_eq!(UserId::new(name).unwrap().as_str(), name);
         }

@@ -1,0 +1,30 @@
+//! Belfry, a notification gateway: back ends POST an event, every browser tab of the user it is
+//! for has it a moment later.
+//!
+//! The road of one event, in the order in which a stranger reads it:
+//! 1. [`http::events`] takes it from a back end and checks it;
+//! 2. [`bus`] carries it to every replica, this one included;
+//! 3. [`bus::subscriber`] receives it and encodes it once;
+//! 4. [`registry`] finds the connections it is for, one shard per worker;
+//! 5. [`outbox`] queues it for a connection, and [`connection::websocket`] writes it.
+//!
+//! Arrows run one way: `main → cli → app → http → {auth, connection} → bus, store → registry →
+//! outbox → event, config`.
+
+pub mod app;
+pub mod auth;
+pub mod bus;
+pub mod cli;
+pub mod config;
+pub mod connection;
+pub mod event;
+pub mod frame;
+pub mod http;
+pub mod lifecycle;
+pub mod net;
+pub mod outbox;
+pub mod registry;
+pub mod store;
+pub mod telemetry;
+pub mod throttle;
+pub mod timer;

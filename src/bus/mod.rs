@@ -67,36 +67,6 @@ pub trait Publisher: Send + Sync {
     fn probe(&self, message: Message) -> BoxFuture<'_, Result<(), BusError>>;
 }
 
-/// Why a feed may have missed messages; a closed set, so it may be a metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum GapReason {
-    /// The subscription's connection was lost and is back.
-    Reconnected,
-    /// Messages came faster than they were read, and some were dropped.
-    Lagged,
-    /// A probe did not come back in time: the link looked healthy and delivered nothing.
-    ProbeLost,
-    /// A worker's mailbox was full.
-    WorkerLagged,
-}
-
-impl GapReason {
-    /// Every reason.
-    pub const ALL: [Self; 4] =
-        [Self::Reconnected, Self::Lagged, Self::ProbeLost, Self::WorkerLagged];
-
-    /// The name in metrics, logs and the `belfry.resync` frame.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Reconnected => "reconnected",
-            Self::Lagged => "lagged",
-            Self::ProbeLost => "probe_lost",
-            Self::WorkerLagged => "worker_lagged",
-        }
-    }
-}
-
 /// What a feed yields.
 #[derive(Clone, Debug)]
 pub enum Incoming {

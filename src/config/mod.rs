@@ -201,8 +201,7 @@ impl Scope {
         [Self::Publish, Self::Broadcast, Self::Read, Self::Tickets, Self::Disconnect];
 
     /// What a key without a list may do: everything but speaking in a user's name.
-    pub const DEFAULT: [Self; 4] =
-        [Self::Publish, Self::Broadcast, Self::Read, Self::Disconnect];
+    pub const DEFAULT: [Self; 4] = [Self::Publish, Self::Broadcast, Self::Read, Self::Disconnect];
 
     /// The name in the configuration.
     #[must_use]

@@ -1,0 +1,272 @@
+//! The form of an event on a channel.
+//!
+//! A message is the JSON object that browsers get. What only replicas need rides in front of it,
+//! in a leading member that is cut off again (contract §6):
+//!
+//! ```text
+//! {"belfry":{"v":1,"except":["mallory"]},"type":"greeting","data":{"text":"hello"}}
+//!  └──────────────── head ──────────────┘└────────────── for browsers ────────────┘
+//! ```
+//!
+//! Only the exact head that Belfry writes is taken for its own. Anything else that is a JSON object
+//! is a neighbour's, and is delivered as it came.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::event::UserId;
+
+/// How every head begins; a version follows.
+const OPENING: &[u8] = br#"{"belfry":{"v":"#;
+/// The version of the head that this build writes and reads.
+const VERSION: u32 = 1;
+/// What follows the opening in a head that says nothing but its version.
+const PLAIN: &[u8] = b"1},";
+
+/// What a back end asked to be published, ready to be written.
+#[derive(Debug, Serialize)]
+pub struct Event<'a> {
+    /// `type`: what happened.
+    #[serde(rename = "type")]
+    pub kind: &'a str,
+    /// `data`: byte for byte as the back end wrote it.
+    pub data: &'a RawValue,
+    /// The tab that caused it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Head {
+    v: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    except: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    probe: Option<String>,
+}
+
+/// A message that was read from a channel.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// An event of a back end, published by a replica.
+    Event {
+        /// For whom it is not.
+        except: Vec<UserId>,
+        /// What browsers get.
+        json: String,
+    },
+    /// A replica's own probe.
+    Probe(String),
+    /// A neighbour's JSON object, to be delivered as it came.
+    Raw(String),
+}
+
+/// Why a message is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poison {
+    /// Not UTF-8, or not one JSON object, or a head that is none.
+    Invalid,
+    /// The head of another version.
+    Version(u32),
+}
+
+/// Writes an event for a channel.
+///
+/// # Errors
+/// Never for strings and valid JSON; the signature is the serialiser's.
+pub fn encode(event: &Event<'_>, except: &[UserId]) -> Result<Bytes, serde_json::Error> {
+    let except = except.iter().map(|user| user.as_str().to_owned()).collect();
+    join(&Head { v: VERSION, except, probe: None }, &serde_json::to_vec(event)?)
+}
+
+/// Writes a probe. A neighbour who forwards it to browsers does no harm: clients ignore types of
+/// Belfry that they do not know (contract §3).
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_probe(id: &str) -> Result<Bytes, serde_json::Error> {
+    let head = Head { v: VERSION, except: Vec::new(), probe: Some(id.to_owned()) };
+    join(&head, br#"{"type":"belfry.probe"}"#)
+}
+
+fn join(head: &Head, object: &[u8]) -> Result<Bytes, serde_json::Error> {
+    let mut wire = br#"{"belfry":"#.to_vec();
+    serde_json::to_writer(&mut wire, head)?;
+    wire.push(b',');
+    wire.extend_from_slice(object.get(1..).unwrap_or_default());
+    Ok(wire.into())
+}
+
+/// Reads a message from a channel. Whatever stands in it, the outcome is one of these.
+///
+/// # Errors
+/// Says why the message cannot be delivered to anyone.
+pub fn decode(payload: &[u8]) -> Result<Decoded, Poison> {
+    let text = std::str::from_utf8(payload).map_err(|_| Poison::Invalid)?;
+    let Some(rest) = payload.strip_prefix(OPENING) else {
+        return object(text).map(|()| Decoded::Raw(text.to_owned()));
+    };
+    let (head, tail) = match rest.strip_prefix(PLAIN) {
+        Some(tail) => (Head { v: VERSION, except: Vec::new(), probe: None }, tail),
+        None => split(payload)?,
+    };
+    if head.v != VERSION {
+        return Err(Poison::Version(head.v));
+    }
+    if let Some(id) = head.probe {
+        return Ok(Decoded::Probe(id));
+    }
+    let tail = std::str::from_utf8(tail).map_err(|_| Poison::Invalid)?;
+    // An event has a type at least; an empty object is none of ours.
+    if !tail.starts_with('"') {
+        return Err(Poison::Invalid);
+    }
+    let json = format!("{{{tail}");
+    object(&json)?;
+    let except = head.except.iter().map(|user| UserId::new(user)).collect::<Result<_, _>>();
+    Ok(Decoded::Event { except: except.map_err(|_| Poison::Invalid)?, json })
+}
+
+/// The head, and what follows the comma after it.
+fn split(payload: &[u8]) -> Result<(Head, &[u8]), Poison> {
+    let inner = payload.get(br#"{"belfry":"#.len()..).unwrap_or_default();
+    let mut stream = serde_json::Deserializer::from_slice(inner).into_iter::<Head>();
+    let Some(Ok(head)) = stream.next() else {
+        // A head of the future may hold anything, but says its version first.
+        return Err(version(payload).map_or(Poison::Invalid, Poison::Version));
+    };
+    let tail = inner.get(stream.byte_offset()..).unwrap_or_default();
+    Ok((head, tail.strip_prefix(b",").ok_or(Poison::Invalid)?))
+}
+
+/// The version in a head that is not understood; `None` if it is our own, or none.
+fn version(payload: &[u8]) -> Option<u32> {
+    let digits = payload.strip_prefix(OPENING)?;
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    let version = std::str::from_utf8(digits.get(..end)?).ok()?.parse().ok()?;
+    (version != VERSION).then_some(version)
+}
+
+/// Whether this is one JSON object. Nesting costs no stack: skipping a value is a loop in `serde_json`.
+fn object(text: &str) -> Result<(), Poison> {
+    if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
+        return Err(Poison::Invalid);
+    }
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map(drop).map_err(|_| Poison::Invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn raw(json: &str) -> Box<RawValue> {
+        RawValue::from_string(json.to_owned()).unwrap()
+    }
+
+    fn user(id: &str) -> UserId {
+        UserId::new(id).unwrap()
+    }
+
+    #[test]
+    fn an_event_comes_back_as_browsers_get_it() {
+        let data = raw(r#"{"b":1,"a":12345678901234567890.10,  "c":"\u0041"}"#);
+        let event = Event { kind: "x", data: &data, sender: None };
+        let wire = encode(&event, &[]).unwrap();
+        assert!(wire.starts_with(br#"{"belfry":{"v":1},"type":"x""#));
+        let json = format!(r#"{{"type":"x","data":{data}}}"#);
+        assert_eq!(decode(&wire), Ok(Decoded::Event { except: vec![], json }));
+    }
+
+    #[test]
+    fn except_is_cut_off() {
+        let data = raw("null");
+        let event = Event { kind: "x", data: &data, sender: Some("tab-1") };
+        let except = [user("a\"]},b"), user("tenant:42")];
+        let wire = encode(&event, &except).unwrap();
+        let json = r#"{"type":"x","data":null,"sender":"tab-1"}"#.to_owned();
+        assert_eq!(decode(&wire), Ok(Decoded::Event { except: except.to_vec(), json }));
+    }
+
+    #[test]
+    fn a_probe_is_no_event() {
+        let wire = encode_probe("r:1").unwrap();
+        assert_eq!(decode(&wire), Ok(Decoded::Probe("r:1".into())));
+        assert!(serde_json::from_slice::<serde_json::Value>(&wire).is_ok());
+    }
+
+    #[test]
+    fn a_neighbours_object_is_left_alone() {
+        for text in [
+            r#"{"type":"x",  "data":{"b":1,"a":1.0}}"#,
+            " {}\n",
+            r#"{"belfry":1}"#,
+            r#"{"belfry": {"v":1},"type":"x"}"#,
+            r#"{"type":"x","belfry":{"v":1,"except":["a"]}}"#,
+            r#"{"belfry":{"v":"1"},"type":"x"}"#.replace("\"v\":\"1\"", "\"w\":1").as_str(),
+        ] {
+            assert_eq!(decode(text.as_bytes()), Ok(Decoded::Raw(text.to_owned())), "{text}");
+        }
+    }
+
+    #[test]
+    fn depth_is_no_danger() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(decode(deep.as_bytes()), Ok(Decoded::Raw(deep.clone())));
+        assert_eq!(decode("[".repeat(100_000).as_bytes()), Err(Poison::Invalid));
+    }
+
+    #[test]
+    fn poison_is_named() {
+        for (bytes, expected) in [
+            (&b"\xff\xfe"[..], Poison::Invalid),
+            (b"", Poison::Invalid),
+            (b"hello", Poison::Invalid),
+            (b"[1]", Poison::Invalid),
+            (b"null", Poison::Invalid),
+            (b"{\"a\":1", Poison::Invalid),
+            (b"{} {}", Poison::Invalid),
+            (br#"{"belfry":{"v":1}}"#, Poison::Invalid),
+            (br#"{"belfry":{"v":1},"#, Poison::Invalid),
+            (br#"{"belfry":{"v":1},}"#, Poison::Invalid),
+            (br#"{"belfry":{"v":1},garbage"#, Poison::Invalid),
+            (br#"{"belfry":{"v":1,"except":["a"#, Poison::Invalid),
+            (br#"{"belfry":{"v":1,"except":[7]},"type":"x"}"#, Poison::Invalid),
+            (br#"{"belfry":{"v":1,"except":[""]},"type":"x"}"#, Poison::Invalid),
+            (br#"{"belfry":{"v":"1"},"type":"x"}"#, Poison::Invalid),
+            (br#"{"belfry":{"v":2},"type":"x"}"#, Poison::Version(2)),
+            (br#"{"belfry":{"v":3,"new":{"a":[]}},"type":"x"}"#, Poison::Version(3)),
+            (br#"{"belfry":{"v":4,"except":7},"type":"x"}"#, Poison::Version(4)),
+            (br#"{"belfry":{"v":99999999999},"type":"x"}"#, Poison::Invalid),
+        ] {
+            assert_eq!(decode(bytes), Err(expected), "{}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn anything_is_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            drop(decode(&bytes));
+        }
+
+        /// Whatever follows a genuine opening, browsers only ever get a JSON object.
+        #[test]
+        fn only_objects_get_through(tail in r#"[\{\}\[\]",:a-z0-9 \\]{0,40}"#) {
+            let text = format!("{{\"belfry\":{{\"v\":1}},{tail}");
+            if let Ok(Decoded::Event { json, .. } | Decoded::Raw(json)) = decode(text.as_bytes()) {
+                prop_assert!(serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&json).is_ok());
+            }
+        }
+
+        #[test]
+        fn every_user_can_be_excepted(id in "[^\\p{Cc}]{1,60}") {
+            let data = raw("[]");
+            let event = Event { kind: "x", data: &data, sender: None };
+            let wire = encode(&event, &[user(&id)]).unwrap();
+            let json = r#"{"type":"x","data":[]}"#.to_owned();
+            prop_assert_eq!(decode(&wire), Ok(Decoded::Event { except: vec![user(&id)], json }));
+        }
+    }
+}

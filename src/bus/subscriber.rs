@@ -1,0 +1,348 @@
+//! The actor that owns this replica's subscription: it reads eagerly, never awaits a socket or the
+//! broker, and hands what it reads to the registry.
+//!
+//! A subscription can look healthy and deliver nothing, so this replica believes only what comes
+//! back to it: it publishes probes to itself, on a channel of every kind after each (re)subscribe
+//! and on the control channel from then on. The proof decides whether new connections are taken
+//! (no one sits on a deaf socket) and, with a grace, whether the replica is ready.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::{
+    BusError, Destination, Feed, Incoming, Message, Publisher,
+    envelope::{self, Decoded, Poison},
+};
+use crate::{
+    event::{Channel, GapReason},
+    frame::Frame,
+    registry::{Delivery, Registry},
+    telemetry::{DropReason, Metrics, Role},
+    throttle::Throttle,
+};
+
+/// Without a proof, the next attempt comes this soon.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// What is known about the way from this replica back to itself.
+#[derive(Debug, Default)]
+pub struct Health(Mutex<Proof>);
+
+#[derive(Debug, Default)]
+struct Proof {
+    /// It has been proved at least once.
+    ever: bool,
+    /// When it began to fail; `None` while it holds.
+    failing: Option<Instant>,
+    /// It holds now.
+    holds: bool,
+    /// What is wrong, for `/readyz`.
+    why: Option<String>,
+}
+
+impl Health {
+    /// Whether what is published reaches this replica, as far as it knows: new connections are
+    /// taken only then.
+    #[must_use]
+    pub fn delivers(&self) -> bool {
+        self.lock().holds
+    }
+
+    /// Whether the replica may count as ready: proved once, and not failing for `grace`.
+    #[must_use]
+    pub fn ready(&self, grace: Duration) -> bool {
+        let proof = self.lock();
+        proof.ever && proof.failing.is_none_or(|since| since.elapsed() < grace)
+    }
+
+    /// What is wrong, in words for an operator.
+    #[must_use]
+    pub fn why(&self) -> Option<String> {
+        self.lock().why.clone()
+    }
+
+    fn proved(&self) {
+        *self.lock() = Proof { ever: true, failing: None, holds: true, why: None };
+    }
+
+    fn failed(&self, why: &str) {
+        let mut proof = self.lock();
+        proof.holds = false;
+        proof.failing.get_or_insert_with(Instant::now);
+        proof.why = Some(why.to_owned());
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Proof> {
+        // Every change is whole, so a poisoned lock is as good as new.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Times and bounds of the subscriber.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Between two probes.
+    pub probe_interval: Duration,
+    /// A probe that is not back after this is lost.
+    pub probe_timeout: Duration,
+    /// Longest message that is delivered, in bytes.
+    pub message_bytes: usize,
+}
+
+/// See the module.
+pub struct Subscriber {
+    feed: Box<dyn Feed>,
+    publisher: Arc<dyn Publisher>,
+    registry: Registry,
+    health: Arc<Health>,
+    metrics: Metrics,
+    settings: Settings,
+    /// Distinguishes this replica's probes from others'.
+    replica: String,
+    subscribed: bool,
+    probe: Option<Probe>,
+    count: u64,
+    /// A gap that connections are told of once the proof holds again.
+    gap: Option<GapReason>,
+    /// The next probe covers every kind of channel.
+    all_kinds: bool,
+    poison: Throttle,
+}
+
+struct Probe {
+    id: String,
+    sent: Instant,
+    missing: HashSet<Destination>,
+}
+
+type Publishing<'a> = Option<BoxFuture<'a, Result<(), BusError>>>;
+
+impl Subscriber {
+    /// An actor that reads `feed` once [`run`](Self::run) is called.
+    #[must_use]
+    pub fn new(
+        feed: Box<dyn Feed>,
+        publisher: Arc<dyn Publisher>,
+        registry: Registry,
+        health: Arc<Health>,
+        metrics: Metrics,
+        settings: Settings,
+    ) -> Self {
+        health.failed("the subscription is not proved yet");
+        Self {
+            feed,
+            publisher,
+            registry,
+            health,
+            metrics,
+            settings,
+            replica: uuid::Uuid::now_v7().simple().to_string(),
+            subscribed: false,
+            probe: None,
+            count: 0,
+            gap: None,
+            all_kinds: true,
+            poison: Throttle::default(),
+        }
+    }
+
+    /// Runs until the bus shuts down.
+    pub async fn run(mut self) {
+        let publisher = Arc::clone(&self.publisher);
+        let mut publishing: Publishing<'_> = None;
+        let mut tick = interval(RETRY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // Not biased: a flood of messages must not keep the probe from being checked.
+            tokio::select! {
+                incoming = self.feed.next() => match incoming {
+                    Some(incoming) => self.incoming(incoming),
+                    None => return,
+                },
+                result = poll(&mut publishing) => {
+                    publishing = None;
+                    if let Err(error) = result {
+                        self.probe = None;
+                        self.fail(&error.to_string());
+                    }
+                }
+                _ = tick.tick() => {
+                    if self.overdue() {
+                        self.lost("a probe did not come back: the subscription is deaf");
+                        self.feed.restart().await;
+                    } else if publishing.is_none() && self.probe_is_due() {
+                        publishing = self.start_probe(&*publisher);
+                    }
+                }
+            }
+        }
+    }
+
+    fn incoming(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Message { from, payload } => self.message(from, &payload),
+            Incoming::Unaddressed => self.drop(DropReason::BusUnaddressed),
+            Incoming::Subscribed { again } => {
+                self.subscribed = true;
+                self.all_kinds = true;
+                self.probe = None;
+                if again {
+                    self.gap.get_or_insert(GapReason::Reconnected);
+                }
+            }
+            Incoming::Lost(why) => {
+                self.subscribed = false;
+                self.probe = None;
+                self.fail(&why);
+            }
+            Incoming::Lagged(count) => {
+                tracing::warn!(
+                    count,
+                    "messages were dropped: they came faster than they were read"
+                );
+                self.announce(GapReason::Lagged);
+            }
+        }
+    }
+
+    fn message(&mut self, from: Destination, payload: &Bytes) {
+        let received = Instant::now();
+        if payload.len() > self.settings.message_bytes {
+            return self.drop(DropReason::BusTooBig);
+        }
+        let decoded = match envelope::decode(payload) {
+            Ok(Decoded::Probe(id)) => return self.probed(&id, &from),
+            Ok(decoded) => decoded,
+            Err(Poison::Invalid) => return self.drop(DropReason::BusInvalid),
+            Err(Poison::Version(_)) => return self.drop(DropReason::BusVersion),
+        };
+        let Destination::Events(to) = from else { return };
+        let (except, json) = match decoded {
+            Decoded::Event { except, json } => (except, json),
+            Decoded::Raw(json) => {
+                self.metrics.received(false);
+                let frame = Frame::event(&json, received);
+                return self.registry.deliver(&Delivery { to, except: Arc::default(), frame });
+            }
+            Decoded::Probe(_) => return,
+        };
+        self.metrics.received(true);
+        let frame = Frame::event(&json, received);
+        self.registry.deliver(&Delivery { to, except: except.into(), frame });
+    }
+
+    fn drop(&self, reason: DropReason) {
+        self.metrics.dropped(reason, 1);
+        if let Some(more) = self.poison.check() {
+            tracing::warn!(
+                ?reason,
+                more_since_last_line = more,
+                "a message on the bus cannot be delivered and is dropped"
+            );
+        }
+    }
+
+    fn overdue(&self) -> bool {
+        self.probe.as_ref().is_some_and(|probe| probe.sent.elapsed() > self.settings.probe_timeout)
+    }
+
+    fn probe_is_due(&self) -> bool {
+        if !self.subscribed {
+            return false;
+        }
+        match &self.probe {
+            None => true,
+            Some(probe) => {
+                probe.missing.is_empty() && probe.sent.elapsed() >= self.settings.probe_interval
+            }
+        }
+    }
+
+    fn start_probe<'a>(&mut self, publisher: &'a dyn Publisher) -> Publishing<'a> {
+        self.count += 1;
+        let id = format!("{}:{}", self.replica, self.count);
+        let payload = match envelope::encode_probe(&id) {
+            Ok(payload) => payload,
+            Err(error) => {
+                tracing::error!(%error, "a probe could not be written");
+                return None;
+            }
+        };
+        let kinds: &[Destination] = if self.all_kinds {
+            &[
+                Destination::Control,
+                Destination::UserProbe,
+                Destination::GroupProbe,
+                Destination::Events(Channel::Broadcast),
+            ]
+        } else {
+            &[Destination::Control]
+        };
+        self.probe =
+            Some(Probe { id, sent: Instant::now(), missing: kinds.iter().cloned().collect() });
+        let messages: Vec<Message> =
+            kinds.iter().map(|to| Message { to: to.clone(), payload: payload.clone() }).collect();
+        Some(Box::pin(async move {
+            for message in messages {
+                publisher.probe(message).await?;
+            }
+            Ok(())
+        }))
+    }
+
+    fn probed(&mut self, id: &str, from: &Destination) {
+        let Some(probe) = &mut self.probe else { return };
+        if probe.id != id || !probe.missing.remove(from) || !probe.missing.is_empty() {
+            return;
+        }
+        self.metrics.probe(probe.sent.elapsed());
+        self.all_kinds = false;
+        if !self.health.delivers() {
+            tracing::info!("what is published reaches this replica");
+        }
+        self.health.proved();
+        self.up(true);
+        if let Some(reason) = self.gap.take() {
+            self.announce(reason);
+        }
+    }
+
+    /// The proof failed although the subscription looked healthy.
+    fn lost(&mut self, why: &str) {
+        self.probe = None;
+        self.subscribed = false;
+        self.gap = Some(GapReason::ProbeLost);
+        self.fail(why);
+    }
+
+    fn fail(&mut self, why: &str) {
+        if self.health.delivers() || self.health.why().as_deref() != Some(why) {
+            tracing::warn!(why, "what is published may not reach this replica");
+        }
+        self.health.failed(why);
+        self.up(false);
+    }
+
+    fn announce(&self, reason: GapReason) {
+        self.metrics.gap(reason);
+        self.registry.resync(reason);
+    }
+
+    fn up(&self, subscriber: bool) {
+        self.metrics.redis_up(Role::Subscriber, subscriber);
+    }
+}
+
+async fn poll(publishing: &mut Publishing<'_>) -> Result<(), BusError> {
+    match publishing {
+        Some(publishing) => publishing.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,357 @@
+//! One connection: the actor that owns it from the handshake to the end of its socket.
+//!
+//! The actor reads what the client sends, keeps the [`Session`]'s deadlines and closes. It writes
+//! nothing itself and never waits for the socket: all that is sent goes through the outbox.
+
+use std::{
+    future::Future,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use rand::Rng as _;
+use tokio::time::Instant;
+
+use crate::{
+    event::{Advice, CloseCause, Principal},
+    frame::{self, Frame, Notice},
+    net::Link,
+    outbox::{Delivery, Outbox, Signal},
+    registry::Registration,
+    telemetry::{DropReason, Metrics},
+    timer::Timer,
+};
+
+mod guard;
+mod message;
+pub mod session;
+pub mod websocket;
+
+use message::ClientMessage;
+use session::{Session, Step};
+
+/// How long a peer has to answer a close and to read what is left, before it is reset.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What a client sent.
+#[derive(Debug)]
+pub enum Received {
+    /// A text message; valid UTF-8.
+    Text(Bytes),
+    /// A binary message.
+    Binary,
+    /// A piece of a message that is not whole yet.
+    Piece,
+    /// A protocol ping, to be answered.
+    Ping(Bytes),
+    /// A protocol pong.
+    Pong,
+    /// A close, with its code.
+    Close(Option<u16>),
+    /// Something that the protocol forbids, or an end without a close.
+    Fault(CloseCause),
+}
+
+/// The incoming side of a transport.
+pub trait Inbound {
+    /// The next thing the client sent; `None` when nothing more can come. Cancel safe.
+    fn next(&mut self) -> impl Future<Output = Option<Received>>;
+}
+
+/// Checks a credential that a client sent to replace its own; the error is a word from a closed
+/// set. Implemented by `auth`, which this module does not know.
+pub type Renew = Rc<dyn Fn(&str) -> Result<Principal, &'static str>>;
+
+/// What all connections of a worker have in common.
+pub struct Settings {
+    /// Silence after which a client is pinged.
+    pub heartbeat: Duration,
+    /// Granted after a credential's end.
+    pub leeway: Duration,
+    /// Checks a renewal.
+    pub renew: Renew,
+    /// Where ends and drops are counted.
+    pub metrics: Metrics,
+}
+
+/// A connection that was let in.
+pub struct Connection<I> {
+    /// Its incoming side.
+    pub inbound: I,
+    /// Its outgoing side.
+    pub outbox: Rc<Outbox>,
+    /// Its socket.
+    pub link: Link,
+    /// Its place in the registry.
+    pub registration: Registration,
+    /// Its deadline.
+    pub timer: Timer,
+    /// Whose it is.
+    pub principal: Principal,
+    /// What it has in common with others.
+    pub settings: Rc<Settings>,
+}
+
+impl<I: Inbound> Connection<I> {
+    /// Runs it to its end.
+    pub async fn run(self) {
+        let Self { mut inbound, outbox, link, registration, timer, principal, settings } = self;
+        let mut live = Live {
+            session: Session::new(Instant::now(), settings.heartbeat, settings.leeway),
+            outbox: Rc::clone(&outbox),
+            registration,
+            principal,
+            settings: Rc::clone(&settings),
+        };
+        live.session.expires(moment(live.principal.expires));
+        let end = live.run(&mut inbound, &timer).await;
+        // Out of the registry before the farewell: nothing is delivered after it.
+        drop(live);
+        drop(timer);
+        settings.metrics.close(end.cause());
+        part(end, &mut inbound, &outbox, &link).await;
+    }
+}
+
+/// Closes a connection that was never let in, so that its browser learns why. `detail` replaces
+/// the reason where people are told more.
+pub async fn reject<I: Inbound>(
+    mut inbound: I,
+    outbox: Rc<Outbox>,
+    link: Link,
+    cause: CloseCause,
+    detail: Option<String>,
+) {
+    part(End::Ours(cause, detail), &mut inbound, &outbox, &link).await;
+}
+
+enum End {
+    /// We close.
+    Ours(CloseCause, Option<String>),
+    /// The client closed, with this code.
+    Theirs(Option<u16>),
+}
+
+impl End {
+    fn cause(&self) -> CloseCause {
+        match self {
+            Self::Ours(cause, _) => *cause,
+            Self::Theirs(_) => CloseCause::Normal,
+        }
+    }
+}
+
+struct Live {
+    session: Session,
+    outbox: Rc<Outbox>,
+    registration: Registration,
+    principal: Principal,
+    settings: Rc<Settings>,
+}
+
+impl Live {
+    async fn run(&mut self, inbound: &mut impl Inbound, timer: &Timer) -> End {
+        loop {
+            if let Some(cause) = self.settle() {
+                return End::Ours(cause, None);
+            }
+            timer.set(self.session.deadline());
+            // Frames of the client move deadlines away, never nearer, so the timer is only set
+            // again when it has come or a signal or a renewal changed something.
+            let changed = loop {
+                let step = tokio::select! {
+                    biased;
+                    signal = self.outbox.signalled() => self.signal(signal),
+                    received = inbound.next() => self.received(received),
+                };
+                match step {
+                    Next::Go => {}
+                    Next::Settle => break None,
+                    Next::End(end) => break Some(end),
+                }
+            };
+            if let Some(end) = changed {
+                return end;
+            }
+        }
+    }
+
+    /// Does what is due now.
+    fn settle(&mut self) -> Option<CloseCause> {
+        while let Some(step) = self.session.due(Instant::now()) {
+            match step {
+                Step::Close(cause) => return Some(cause),
+                Step::Ping => self.say(&Frame::heartbeat()),
+                Step::Warn(left) => {
+                    let notice = Notice::TokenExpiring { expires_in_ms: millis(left) };
+                    self.say(&notice.frame());
+                }
+            }
+        }
+        None
+    }
+
+    fn say(&self, frame: &Frame) {
+        // A full outbox has asked for a close already, and a closed one needs no more words.
+        let (Delivery::Queued | Delivery::Overflow(_) | Delivery::Closed) =
+            self.outbox.deliver(frame);
+    }
+
+    fn signal(&mut self, signal: Signal) -> Next {
+        match signal {
+            Signal::Gone => Next::End(End::Ours(CloseCause::Gone, None)),
+            Signal::Close(cause) => Next::End(End::Ours(cause, None)),
+            Signal::Leave(at) => {
+                self.session.leave(at);
+                Next::Settle
+            }
+            Signal::Due => Next::Settle,
+        }
+    }
+
+    fn received(&mut self, received: Option<Received>) -> Next {
+        let Some(received) = received else {
+            return Next::End(End::Ours(CloseCause::Gone, None));
+        };
+        self.session.seen(Instant::now());
+        match received {
+            Received::Ping(payload) => self.outbox.pong(&payload),
+            Received::Pong | Received::Piece => {}
+            Received::Binary => self.settings.metrics.dropped(DropReason::InboundBinary, 1),
+            Received::Text(text) => return self.message(&text),
+            Received::Close(code) => return Next::End(End::Theirs(code)),
+            Received::Fault(cause) => return Next::End(End::Ours(cause, None)),
+        }
+        Next::Go
+    }
+
+    fn message(&mut self, text: &[u8]) -> Next {
+        match ClientMessage::parse(text) {
+            ClientMessage::Pong => {}
+            ClientMessage::Token(token) => {
+                self.renew(&token);
+                return Next::Settle;
+            }
+            ClientMessage::Other => self.settings.metrics.dropped(DropReason::InboundUnread, 1),
+            ClientMessage::Invalid => self.settings.metrics.dropped(DropReason::InboundInvalid, 1),
+        }
+        Next::Go
+    }
+
+    fn renew(&mut self, token: &str) {
+        let renewed = (self.settings.renew)(token).and_then(|principal| {
+            if principal.user == self.principal.user { Ok(principal) } else { Err("other_user") }
+        });
+        match renewed {
+            Ok(principal) => {
+                let expires = moment(principal.expires);
+                self.session.expires(expires);
+                self.registration.set_groups(principal.groups.clone().into());
+                let left = expires.map(|at| millis(at.saturating_duration_since(Instant::now())));
+                let notice = Notice::Renewed { expires_in_ms: left, groups: &principal.groups };
+                self.say(&notice.frame());
+                self.principal = principal;
+            }
+            Err(reason) => self.say(&Notice::RenewalFailed { reason }.frame()),
+        }
+    }
+}
+
+enum Next {
+    /// On, with the deadline as it is.
+    Go,
+    /// Look at the deadlines again.
+    Settle,
+    End(End),
+}
+
+/// Says goodbye, waits for the peer's own close or its end, and sees to it that the socket goes
+/// whatever the peer does.
+async fn part(end: End, inbound: &mut impl Inbound, outbox: &Outbox, link: &Link) {
+    let deadline = Instant::now() + FAREWELL;
+    let answered = match &end {
+        End::Ours(CloseCause::Gone, _) => true,
+        End::Ours(cause, detail) => {
+            let slow = *cause == CloseCause::SlowConsumer;
+            let last = frame::farewell(*cause, retry_after(*cause), detail.as_deref());
+            outbox.finish(last, slow);
+            false
+        }
+        End::Theirs(code) => {
+            let answer = match code {
+                Some(code) => Frame::close(*code, ""),
+                None => Frame::close_empty(),
+            };
+            outbox.finish([answer], false);
+            true
+        }
+    };
+    let ended =
+        if answered { Ended::Closed } else { closed_by_peer(inbound, outbox, deadline).await };
+    match ended {
+        Ended::Closed => {
+            outbox.end();
+            link.finish();
+        }
+        // The peer may still be sending. Closing over unread input would reset the connection and
+        // the peer never see the code, so actix reads and discards for a while before it closes.
+        Ended::Faulted => outbox.end(),
+        Ended::Silent => link.reset(),
+    }
+    let gone = async { while outbox.signalled().await != Signal::Gone {} };
+    if tokio::time::timeout_at(deadline, gone).await.is_err() {
+        link.reset();
+    }
+}
+
+/// How a peer took our close.
+enum Ended {
+    /// It closed as well, or is gone.
+    Closed,
+    /// What it sends cannot be understood (any more).
+    Faulted,
+    /// Neither in time.
+    Silent,
+}
+
+async fn closed_by_peer(inbound: &mut impl Inbound, outbox: &Outbox, deadline: Instant) -> Ended {
+    let closed = async {
+        loop {
+            tokio::select! {
+                biased;
+                signal = outbox.signalled() => if signal == Signal::Gone { return Ended::Closed },
+                received = inbound.next() => match received {
+                    Some(Received::Close(_) | Received::Fault(CloseCause::Gone)) => {
+                        return Ended::Closed;
+                    }
+                    None | Some(Received::Fault(_)) => return Ended::Faulted,
+                    Some(_) => {}
+                },
+            }
+        }
+    };
+    tokio::time::timeout_at(deadline, closed).await.unwrap_or(Ended::Silent)
+}
+
+/// When to come back, spread over half to one and a half of the advice.
+fn retry_after(cause: CloseCause) -> Option<u64> {
+    match cause.advice() {
+        Advice::Return(middle) => Some(millis(middle.mul_f64(rand::rng().random_range(0.5..1.5)))),
+        Advice::Renew | Advice::Stay => None,
+    }
+}
+
+/// A time of day as a moment of the clock that timers use; `None` when there is no end, or none
+/// within reach.
+fn moment(at: Option<SystemTime>) -> Option<Instant> {
+    let now = Instant::now();
+    match at?.duration_since(SystemTime::now()) {
+        Ok(ahead) => now.checked_add(ahead),
+        Err(past) => Some(now.checked_sub(past.duration()).unwrap_or(now)),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

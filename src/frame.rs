@@ -1,0 +1,239 @@
+//! Frames for browsers, encoded once and shared by every connection they go to.
+//!
+//! That is possible because a server's WebSocket frames are not masked (RFC 6455 §5.1) and no
+//! extension is negotiated: the bytes are the same for everyone.
+
+use actix_http::ws::{CloseCode, CloseReason, OpCode, Parser};
+use bytes::{Bytes, BytesMut};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::event::{CloseCause, Group};
+
+/// Room for the longest header of a server frame: two bytes and a 64-bit length.
+const HEADER_BYTES: usize = 10;
+
+/// One or more encoded WebSocket frames, ready for the socket. Cloning shares the bytes.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    wire: Bytes,
+    received: Option<Instant>,
+}
+
+impl Frame {
+    /// A text frame with this JSON.
+    #[must_use]
+    pub fn text(json: &str) -> Self {
+        let mut wire = BytesMut::with_capacity(json.len() + HEADER_BYTES);
+        Parser::write_message(&mut wire, json, OpCode::Text, true, false);
+        Self { wire: wire.freeze(), received: None }
+    }
+
+    /// An event that reached this replica at `received`, which delivery times count from.
+    #[must_use]
+    pub fn event(json: &str, received: Instant) -> Self {
+        Self { received: Some(received), ..Self::text(json) }
+    }
+
+    /// A pong with the payload of the ping it answers (RFC 6455 §5.5.3).
+    #[must_use]
+    pub fn pong(payload: &[u8]) -> Self {
+        let mut wire = BytesMut::with_capacity(payload.len() + HEADER_BYTES);
+        Parser::write_message(&mut wire, payload, OpCode::Pong, true, false);
+        Self { wire: wire.freeze(), received: None }
+    }
+
+    /// The heartbeat: `{"type":"ping"}` for scripts, which never see protocol pings, and a
+    /// protocol ping, which browsers answer even while a page's timers are throttled.
+    #[must_use]
+    pub fn heartbeat() -> Self {
+        let mut wire = BytesMut::with_capacity(32);
+        Parser::write_message(&mut wire, r#"{"type":"ping"}"#, OpCode::Text, true, false);
+        Parser::write_message(&mut wire, b"", OpCode::Ping, true, false);
+        Self { wire: wire.freeze(), received: None }
+    }
+
+    /// A close frame; the reason is cut to the 123 bytes that RFC 6455 §5.5 leaves for it.
+    #[must_use]
+    pub fn close(code: u16, reason: &str) -> Self {
+        let reason = CloseReason {
+            code: CloseCode::from(code),
+            description: (!reason.is_empty()).then(|| truncate(reason, 123).to_owned()),
+        };
+        let mut wire = BytesMut::new();
+        Parser::write_close(&mut wire, Some(reason), false);
+        Self { wire: wire.freeze(), received: None }
+    }
+
+    /// An empty close frame, the answer to a peer's empty one.
+    #[must_use]
+    pub fn close_empty() -> Self {
+        let mut wire = BytesMut::new();
+        Parser::write_close(&mut wire, None, false);
+        Self { wire: wire.freeze(), received: None }
+    }
+
+    /// Bytes on the wire.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.wire.len()
+    }
+
+    /// Whether there is nothing to write; never true of a frame made here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.wire.is_empty()
+    }
+
+    /// When the event in it reached this replica; `None` for what the server says by itself.
+    #[must_use]
+    pub fn received(&self) -> Option<Instant> {
+        self.received
+    }
+
+    /// The bytes for the socket.
+    #[must_use]
+    pub fn into_wire(self) -> Bytes {
+        self.wire
+    }
+}
+
+/// The longest prefix of at most `max` bytes that ends between characters.
+fn truncate(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
+}
+
+/// What the server says by itself (contract §3); every one is one JSON text frame.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type")]
+pub enum Notice<'a> {
+    /// The first frame of every connection.
+    #[serde(rename = "belfry.welcome")]
+    Welcome {
+        /// This connection's id, for orders about it.
+        connection: &'a str,
+        /// Whom the credential names.
+        user: &'a str,
+        /// The groups that the credential names, as far as `auth.groups.allow` lets them.
+        groups: &'a [Group],
+        /// Where to resume from; empty while nothing is kept.
+        cursor: &'a str,
+        /// Silence after which the server pings.
+        heartbeat_ms: u64,
+        /// `null`: nothing was asked for.
+        resumed: Option<bool>,
+    },
+    /// A gap that could not be filled: reload your state.
+    #[serde(rename = "belfry.resync")]
+    Resync {
+        /// Tags of the channels concerned (contract §4).
+        lost: &'a [String],
+        /// Where to go on from.
+        cursor: &'a str,
+        /// Why; a word from a closed set.
+        reason: &'a str,
+    },
+    /// The credential ends soon.
+    #[serde(rename = "belfry.token_expiring")]
+    TokenExpiring {
+        /// Until then.
+        expires_in_ms: u64,
+    },
+    /// A renewal was accepted.
+    #[serde(rename = "belfry.renewed")]
+    Renewed {
+        /// Until the new credential ends.
+        expires_in_ms: Option<u64>,
+        /// The groups from now on.
+        groups: &'a [Group],
+    },
+    /// A renewal was refused; the old credential goes on to its end.
+    #[serde(rename = "belfry.renewal_failed")]
+    RenewalFailed {
+        /// A word from a closed set.
+        reason: &'a str,
+    },
+    /// Just before a close by the server.
+    #[serde(rename = "belfry.goodbye")]
+    Goodbye {
+        /// The close code that follows.
+        code: u16,
+        /// Its reason.
+        reason: &'a str,
+        /// When to come back; `null`: do not.
+        retry_after_ms: Option<u64>,
+    },
+}
+
+impl Notice<'_> {
+    /// The frame that says this.
+    #[must_use]
+    pub fn frame(&self) -> Frame {
+        // Serialising plain strings and numbers into memory has no way to fail; should serde ever
+        // find one, an empty object is a frame that clients ignore.
+        Frame::text(&serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned()))
+    }
+}
+
+/// The tags of channels as cursors name them: `u`, `b`, `g=<base64url(name)>` (contract §4).
+#[must_use]
+pub fn tags(groups: &[Group]) -> Vec<String> {
+    use base64::Engine as _;
+    let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let mut tags = vec!["u".to_owned(), "b".to_owned()];
+    tags.extend(groups.iter().map(|group| format!("g={}", engine.encode(group.as_str()))));
+    tags
+}
+
+/// The goodbye and the close frame for this cause, in the order in which they are sent.
+/// `retry_after_ms` comes spread from the caller. `detail` replaces the reason where people are
+/// told more (development).
+#[must_use]
+pub fn farewell(
+    cause: CloseCause,
+    retry_after_ms: Option<u64>,
+    detail: Option<&str>,
+) -> [Frame; 2] {
+    let reason = truncate(detail.unwrap_or_else(|| cause.label()), 123);
+    let goodbye = Notice::Goodbye { code: cause.code(), reason, retry_after_ms };
+    [goodbye.frame(), Frame::close(cause.code(), reason)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_encoded_with_minimal_lengths() {
+        for (len, header) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
+            let frame = Frame::text(&"x".repeat(len));
+            assert_eq!(frame.len(), len + header, "{len}");
+        }
+        assert_eq!(&Frame::text("hi").into_wire()[..], b"\x81\x02hi");
+    }
+
+    #[test]
+    fn close_carries_code_and_reason() {
+        assert_eq!(&Frame::close(4408, "no_pong").into_wire()[..], b"\x88\x09\x11\x38no_pong");
+    }
+
+    #[test]
+    fn long_reasons_are_cut_between_characters() {
+        let frame = Frame::close(1008, &"é".repeat(100));
+        assert_eq!(frame.len(), 2 + 2 + 122);
+    }
+
+    #[test]
+    fn goodbye_comes_before_the_close() {
+        let [goodbye, close] = farewell(CloseCause::Restart, Some(1500), None);
+        assert_eq!(
+            &goodbye.into_wire()[2..],
+            br#"{"type":"belfry.goodbye","code":1012,"reason":"restart","retry_after_ms":1500}"#
+        );
+        assert_eq!(close.into_wire()[0], 0x88);
+    }
+}

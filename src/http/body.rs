@@ -1,0 +1,64 @@
+//! Reading a JSON body within bounds.
+
+use std::time::Duration;
+
+use actix_web::{
+    HttpRequest,
+    http::header::{self, HeaderMap},
+    web::{self, BytesMut},
+};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+
+use super::problem::{Kind, Problem};
+
+/// How long a body may take to arrive.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Reads the body of a request that must be `application/json`.
+///
+/// # Errors
+/// 415, 413 at the byte that is too much (or already for its declared length), 408, 400.
+pub async fn json(
+    request: &HttpRequest,
+    payload: web::Payload,
+    limit: usize,
+) -> Result<Bytes, Problem> {
+    if !is_json(request.headers()) {
+        return Err(Problem::new(Kind::MediaType));
+    }
+    let too_large =
+        || Problem::new(Kind::TooLarge).detail(format!("the body is over {limit} bytes"));
+    if declared(request.headers()).is_some_and(|length| length > limit as u64) {
+        return Err(too_large());
+    }
+    let read = async {
+        let mut payload = payload;
+        let mut body = BytesMut::new();
+        while let Some(chunk) = payload.next().await {
+            let chunk = chunk.map_err(|error| {
+                tracing::debug!(%error, "a request body ended early");
+                Problem::new(Kind::BadRequest).detail("the body ended early")
+            })?;
+            if body.len() + chunk.len() > limit {
+                return Err(too_large());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    };
+    tokio::time::timeout(PATIENCE, read).await.unwrap_or_else(|_| Err(Problem::new(Kind::Timeout)))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
+    else {
+        return false;
+    };
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn declared(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}

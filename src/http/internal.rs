@@ -1,0 +1,115 @@
+//! The internal listener: its routes, and who may use them.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use super::{
+    events, not_found, ops,
+    problem::{Kind, Problem},
+    wrong_method,
+};
+use crate::{
+    auth::api_key::{ApiKeys, Caller},
+    bus::{Publisher, subscriber::Health},
+    config::{Limits, Ready, Scope},
+    lifecycle::Lifecycle,
+    store::Store,
+    telemetry::Metrics,
+};
+
+/// What the handlers of the internal listener work with.
+pub struct State {
+    /// The way to the bus.
+    pub publisher: Arc<dyn Publisher>,
+    /// What replicas remember together.
+    pub store: Arc<dyn Store>,
+    /// Who may call.
+    pub keys: Arc<ApiKeys>,
+    /// Bounds of a request.
+    pub limits: Limits,
+    /// When this replica counts as ready.
+    pub ready: Ready,
+    /// Whether what is published comes back.
+    pub health: Arc<Health>,
+    /// Where this process stands.
+    pub lifecycle: Arc<Lifecycle>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// Adds the routes of the internal listener.
+pub fn routes(config: &mut web::ServiceConfig) {
+    let probe = |path: &str| web::resource(path.to_owned()).default_service(web::to(wrong_method));
+    config
+        .service(
+            web::resource("/v1/events")
+                .route(web::post().to(events::publish))
+                .default_service(web::to(wrong_method)),
+        )
+        .service(probe("/livez").route(web::get().to(ops::live)).route(web::head().to(ops::live)))
+        .service(
+            probe("/readyz").route(web::get().to(ops::ready)).route(web::head().to(ops::ready)),
+        )
+        .service(
+            probe("/metrics")
+                .route(web::get().to(ops::metrics))
+                .route(web::head().to(ops::metrics)),
+        )
+        .default_service(web::to(not_found));
+}
+
+/// The label of requests that bear no known key.
+const NOBODY: &str = "none";
+
+/// One request to the API, from its key to its line in metrics and audit.
+pub(super) struct Call<'a> {
+    state: &'a State,
+    route: &'static str,
+    caller: Option<Caller>,
+}
+
+impl<'a> Call<'a> {
+    /// Finds out who calls.
+    pub(super) fn new(state: &'a State, route: &'static str, request: &HttpRequest) -> Self {
+        Self { state, route, caller: state.keys.caller(request.headers()) }
+    }
+
+    /// Who calls.
+    ///
+    /// # Errors
+    /// 401 when nobody is known by the key.
+    pub(super) fn caller(&self) -> Result<&Caller, Problem> {
+        self.caller.as_ref().ok_or_else(|| Problem::new(Kind::Unauthorized))
+    }
+
+    /// Who calls, if they may do this.
+    ///
+    /// # Errors
+    /// 401 or 403.
+    pub(super) fn require(&self, scope: Scope) -> Result<&Caller, Problem> {
+        let caller = self.caller()?;
+        if caller.may(scope) {
+            Ok(caller)
+        } else {
+            let detail = format!("the scope `{}` is needed", scope.label());
+            Err(Problem::new(Kind::Forbidden).detail(detail))
+        }
+    }
+
+    /// Renders the outcome; refusals are audited, everything is counted.
+    pub(super) fn answer(&self, outcome: Result<HttpResponse, Problem>) -> HttpResponse {
+        let name = self.caller.as_ref().map_or(NOBODY, |caller| &caller.name);
+        let response = outcome.unwrap_or_else(|problem| {
+            let status = problem.status().as_u16();
+            if matches!(status, 401 | 403) {
+                tracing::warn!(
+                    target: "audit", action = "refused", key = name, route = self.route, status,
+                );
+            }
+            problem.response()
+        });
+        self.state.metrics.api_request(name, self.route, response.status().as_u16());
+        response
+    }
+}

@@ -1,0 +1,300 @@
+//! The body of `POST /v1/events`, checked member by member so that every fault is named at once.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, de};
+use serde_json::value::RawValue;
+
+use super::problem::{Kind, Member, Problem};
+use crate::{
+    config::Limits,
+    event::{Channel, Group, NameError, SENDER_CHARS, TYPE_CHARS, UserId},
+    telemetry::Target,
+};
+
+/// Users that one request may name, as recipients or as exceptions.
+const USERS: usize = 1000;
+/// Nesting that `data` may have (contract §5).
+const LEVELS: usize = 128;
+
+/// A request that holds.
+#[derive(Debug)]
+pub struct Publish {
+    /// Where it goes: one channel, or one per user, each once.
+    pub to: Vec<Channel>,
+    /// The kind of target.
+    pub target: Target,
+    /// Who does not get it.
+    pub except: Vec<UserId>,
+    /// The event's type.
+    pub kind: String,
+    /// Its data, as written.
+    pub data: Box<RawValue>,
+    /// The tab that caused it.
+    pub sender: Option<String>,
+}
+
+/// The members of an object in the order of their names, values unparsed; twice is an error.
+struct Members<'a>(BTreeMap<String, &'a RawValue>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: de::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<Members<'de>, A::Error> {
+                let mut members = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+                    if let Some(_twice) = members.insert(name.clone(), value) {
+                        return Err(de::Error::custom(format_args!("`{name}` stands there twice")));
+                    }
+                }
+                Ok(Members(members))
+            }
+        }
+        from.deserialize_map(Visitor)
+    }
+}
+
+#[derive(Default)]
+struct Faults(Vec<Member>);
+
+impl Faults {
+    fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+        self.0.push(Member { pointer: pointer.into(), detail: detail.into() });
+    }
+
+    fn object<'a>(&mut self, pointer: &str, value: &'a RawValue) -> Option<Members<'a>> {
+        match serde_json::from_str(value.get()) {
+            Ok(members) => Some(members),
+            Err(error) => {
+                self.add(pointer, without_position(&error));
+                None
+            }
+        }
+    }
+
+    fn parse<'a, T: Deserialize<'a>>(
+        &mut self,
+        pointer: &str,
+        value: &'a RawValue,
+        expected: &str,
+    ) -> Option<T> {
+        let parsed = serde_json::from_str(value.get()).ok();
+        if parsed.is_none() {
+            self.add(pointer, format!("must be {expected}"));
+        }
+        parsed
+    }
+
+    fn unknown(&mut self, pointer: &str, members: Members<'_>) {
+        for name in members.0.into_keys() {
+            self.add(format!("{pointer}/{}", escape(&name)), "is not a known member");
+        }
+    }
+}
+
+/// Checks a body.
+///
+/// # Errors
+/// 400 where it is not JSON, 413 where `data` is too large, else 422 with every member at fault.
+pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
+    // Skipping values takes no stack, so that nesting is no danger here; what is parsed by type
+    // further down has its own bound.
+    let whole: &RawValue = serde_json::from_slice(body).map_err(|error| {
+        Problem::new(Kind::NotJson).detail(format!(
+            "line {}, column {}",
+            error.line(),
+            error.column()
+        ))
+    })?;
+    let mut faults = Faults::default();
+    let Some(mut members) = faults.object("", whole) else {
+        return Err(Problem::invalid(faults.0));
+    };
+    let mut take = |name: &str| members.0.remove(name);
+    let (to, kind, data) = (take("to"), take("type"), take("data"));
+    let (except, sender, transient) = (take("except"), take("sender"), take("transient"));
+    faults.unknown("", members);
+
+    let to = required(&mut faults, "/to", to).and_then(|value| target(&mut faults, value));
+    let kind =
+        required(&mut faults, "/type", kind).and_then(|value| event_type(&mut faults, value));
+    let data = required(&mut faults, "/data", data);
+    if let Some(data) = data
+        && depth(data.get()) > LEVELS
+    {
+        faults.add("/data", format!("must not be nested deeper than {LEVELS} levels"));
+    }
+    let except = except.map_or_else(Vec::new, |value| exceptions(&mut faults, value));
+    let sender = sender.and_then(|value| {
+        let sender: String = faults.parse("/sender", value, "a string")?;
+        if sender.is_empty() || sender.chars().count() > SENDER_CHARS {
+            faults.add("/sender", format!("must have 1 to {SENDER_CHARS} characters"));
+        }
+        Some(sender)
+    });
+    // Nothing is kept yet, so every event is transient; the member is checked all the same.
+    if let Some(value) = transient {
+        faults.parse::<bool>("/transient", value, "true or false");
+    }
+    if let Some(data) = data
+        && data.get().len() > limits.data_bytes
+    {
+        let bytes = limits.data_bytes;
+        return Err(Problem::new(Kind::TooLarge).detail(format!("`data` is over {bytes} bytes")));
+    }
+    match (to, kind, data) {
+        (Some((target, to)), Some(kind), Some(data)) if faults.0.is_empty() => {
+            let data = data.to_owned();
+            Ok(Publish { to, target, except, kind, data, sender })
+        }
+        _ => Err(Problem::invalid(faults.0)),
+    }
+}
+
+fn required<'a>(
+    faults: &mut Faults,
+    pointer: &str,
+    value: Option<&'a RawValue>,
+) -> Option<&'a RawValue> {
+    if value.is_none() {
+        faults.add(pointer, "is required");
+    }
+    value
+}
+
+fn target(faults: &mut Faults, value: &RawValue) -> Option<(Target, Vec<Channel>)> {
+    const ONE: &str = "must have exactly one of user, users, group, broadcast";
+    let mut members = faults.object("/to", value)?;
+    let user = members.0.remove("user");
+    let users = members.0.remove("users");
+    let group = members.0.remove("group");
+    let broadcast = members.0.remove("broadcast");
+    let unknown = !members.0.is_empty();
+    faults.unknown("/to", members);
+    match (user, users, group, broadcast) {
+        (Some(user), None, None, None) => {
+            let user = name(faults, "/to/user", user, UserId::new)?;
+            Some((Target::User, vec![Channel::User(user)]))
+        }
+        (None, Some(users), None, None) => {
+            let users = user_list(faults, "/to/users", users)?;
+            if users.is_empty() {
+                faults.add("/to/users", "must not be empty");
+            }
+            Some((Target::Users, users.into_iter().map(Channel::User).collect()))
+        }
+        (None, None, Some(group), None) => {
+            let group = name(faults, "/to/group", group, Group::new)?;
+            Some((Target::Group, vec![Channel::Group(group)]))
+        }
+        (None, None, None, Some(broadcast)) => {
+            if broadcast.get() != "true" {
+                faults.add("/to/broadcast", "must be true");
+            }
+            Some((Target::Broadcast, vec![Channel::Broadcast]))
+        }
+        (None, None, None, None) if unknown => None,
+        _ => {
+            faults.add("/to", ONE);
+            None
+        }
+    }
+}
+
+fn exceptions(faults: &mut Faults, value: &RawValue) -> Vec<UserId> {
+    let Some(mut members) = faults.object("/except", value) else { return Vec::new() };
+    let users = members.0.remove("users");
+    faults.unknown("/except", members);
+    required(faults, "/except/users", users)
+        .and_then(|users| user_list(faults, "/except/users", users))
+        .unwrap_or_default()
+}
+
+/// The list without its repetitions.
+fn user_list(faults: &mut Faults, pointer: &str, value: &RawValue) -> Option<Vec<UserId>> {
+    let list: Vec<&RawValue> = faults.parse(pointer, value, "a list of user ids")?;
+    if list.len() > USERS {
+        faults.add(pointer, format!("must have at most {USERS} user ids"));
+        return None;
+    }
+    let mut seen = std::collections::HashSet::new();
+    let mut users = Vec::with_capacity(list.len());
+    for (n, id) in list.into_iter().enumerate() {
+        if let Some(user) = name(faults, &format!("{pointer}/{n}"), id, UserId::new)
+            && seen.insert(user.clone())
+        {
+            users.push(user);
+        }
+    }
+    Some(users)
+}
+
+fn name<T>(
+    faults: &mut Faults,
+    pointer: &str,
+    value: &RawValue,
+    new: impl Fn(&str) -> Result<T, NameError>,
+) -> Option<T> {
+    let text: String = faults.parse(pointer, value, "a string")?;
+    match new(&text) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            faults.add(pointer, error.to_string());
+            None
+        }
+    }
+}
+
+fn event_type(faults: &mut Faults, value: &RawValue) -> Option<String> {
+    let kind: String = faults.parse("/type", value, "a string")?;
+    if kind.is_empty() || kind.chars().count() > TYPE_CHARS {
+        faults.add("/type", format!("must have 1 to {TYPE_CHARS} characters"));
+    } else if kind.chars().any(char::is_control) {
+        faults.add("/type", "must not contain control characters");
+    } else if kind == "ping" || kind.starts_with("belfry.") {
+        faults.add("/type", "is reserved: `ping` and `belfry.*` are the gateway's own");
+    }
+    Some(kind)
+}
+
+/// The deepest nesting of valid JSON; a scalar has none.
+fn depth(json: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut string, mut escaped) = (false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if string => escaped = true,
+            b'"' => string = !string,
+            b'[' | b'{' if !string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// A member's name in a JSON Pointer (RFC 6901 §3), cut where it is long.
+fn escape(name: &str) -> String {
+    name.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
+}
+
+/// The message of `serde_json` without its "at line …": the position is that within the member.
+fn without_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let end = text.rfind(" at line ").unwrap_or(text.len());
+    text.get(..end).unwrap_or_default().chars().take(200).collect()
+}

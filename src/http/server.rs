@@ -1,0 +1,149 @@
+//! The two servers, and their sockets.
+//!
+//! The public one is built from `actix_server` and `HttpService` and not with `HttpServer`, because
+//! its connections need a socket that can be cut ([`Socket`]), and so that a transport that takes
+//! the socket over at the upgrade can stand beside actix-ws.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use actix_http::{HttpService, KeepAlive, Protocol, error::DispatchError};
+use actix_server::Server;
+use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
+use actix_web::{App, HttpServer, dev::AppConfig, rt::net::TcpStream, web};
+use socket2::{Domain, Protocol as SocketProtocol, Socket as RawSocket, Type};
+
+use super::{internal, public};
+use crate::{
+    connection::{Renew, Settings},
+    net::Socket,
+    timer::Wheel,
+};
+
+/// Idle time after which a connection that serves plain requests is closed.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// A request's head must be complete within this (slowloris).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a refusal or a close, input is read and discarded this long, so that the peer reads the
+/// answer instead of a reset.
+const LINGER: Duration = Duration::from_secs(2);
+/// Sockets beyond our own limit that a worker still accepts, so that it can say why it refuses.
+const SPARE: usize = 1024;
+
+/// Binds a listener whose backlog holds a reconnect wave.
+///
+/// # Errors
+/// The system's, with the address.
+pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let bind = || {
+        let socket =
+            RawSocket::new(Domain::for_address(address), Type::STREAM, Some(SocketProtocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+        socket.set_nonblocking(true)?;
+        Ok(TcpListener::from(socket))
+    };
+    bind().map_err(|error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+    })
+}
+
+/// How the public server is set up.
+pub struct PublicServer {
+    /// Threads.
+    pub workers: usize,
+    /// Goes before every route.
+    pub base_path: String,
+    /// Connections of the process.
+    pub connections: usize,
+    /// What the workers share.
+    pub state: Arc<public::State>,
+    /// Silence after which a client is pinged.
+    pub heartbeat: Duration,
+    /// Granted after a credential's end.
+    pub leeway: Duration,
+}
+
+impl PublicServer {
+    /// Starts it on this listener.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn start(self, listener: TcpListener) -> io::Result<Server> {
+        let address = listener.local_addr()?;
+        let Self { workers, base_path, connections, state, heartbeat, leeway } = self;
+        let server = Server::build()
+            .workers(workers)
+            .max_concurrent_connections(connections + SPARE)
+            .shutdown_timeout(1)
+            .disable_signals()
+            .listen("public", listener, move || {
+                let worker = web::Data::new(worker(&state, heartbeat, leeway));
+                let base_path = base_path.clone();
+                let app = App::new()
+                    .app_data(worker)
+                    .configure(move |config| public::routes(&base_path, config));
+                let app = app.into_factory().map_err(|error| error.error_response());
+                let http = HttpService::build()
+                    .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
+                    .client_request_timeout(HEAD_TIMEOUT)
+                    .client_disconnect_timeout(LINGER)
+                    .h1_allow_half_closed(false)
+                    .local_addr(address)
+                    .on_connect_ext(|socket: &Socket, extensions| {
+                        extensions.insert(socket.link());
+                    })
+                    // No handler asks for the host, so the default configuration does.
+                    .finish(map_config(app, |()| AppConfig::default()));
+                fn_service(|tcp: TcpStream| async move {
+                    let peer = tcp.peer_addr().ok();
+                    let socket = Socket::new(tcp).map_err(DispatchError::Io)?;
+                    Ok((socket, Protocol::Http1, peer))
+                })
+                .and_then(http)
+            })?;
+        Ok(server.run())
+    }
+}
+
+/// Made on the worker's own thread.
+fn worker(state: &Arc<public::State>, heartbeat: Duration, leeway: Duration) -> public::Worker {
+    let authenticator = Arc::clone(&state.authenticator);
+    let renew: Renew =
+        Rc::new(move |token| authenticator.verify(token).map_err(|fault| fault.label()));
+    let metrics = state.metrics.clone();
+    public::Worker {
+        shard: state.registry.attach(),
+        wheel: Wheel::spawn(),
+        settings: Rc::new(Settings { heartbeat, leeway, renew, metrics }),
+        state: Arc::clone(state),
+    }
+}
+
+/// Starts the internal server: a listener, workers and limits of its own, so that health and
+/// metrics answer while the public one is at its limit.
+///
+/// # Errors
+/// The system's.
+pub fn start_internal(
+    listener: TcpListener,
+    workers: usize,
+    state: web::Data<internal::State>,
+) -> io::Result<Server> {
+    Ok(HttpServer::new(move || App::new().app_data(state.clone()).configure(internal::routes))
+        .workers(workers)
+        .keep_alive(KEEP_ALIVE)
+        .client_request_timeout(HEAD_TIMEOUT)
+        .client_disconnect_timeout(LINGER)
+        .tcp_nodelay(true)
+        .shutdown_timeout(5)
+        .disable_signals()
+        .listen(listener)?
+        .run())
+}

@@ -1,0 +1,98 @@
+//! The phase of this process, and the signals that move it.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use actix_rt::signal::unix::{Signal, SignalKind, signal};
+
+/// Where a process stands between its start and its exit (design: leaving, step by step).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Listening, but not proved yet.
+    Starting = 0,
+    /// At work.
+    Ready = 1,
+    /// Not ready any more, so that the router takes us out; everything else goes on.
+    Draining = 2,
+    /// New connections are refused, open ones are closed one after another.
+    Leaving = 3,
+}
+
+impl Phase {
+    /// The name in `/readyz` and in logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Leaving => "leaving",
+        }
+    }
+}
+
+/// The phase, shared by everyone who asks. It only moves forward.
+#[derive(Debug, Default)]
+pub struct Lifecycle(AtomicU8);
+
+impl Lifecycle {
+    /// The phase now.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.0.load(Ordering::Acquire) {
+            0 => Phase::Starting,
+            1 => Phase::Ready,
+            2 => Phase::Draining,
+            _ => Phase::Leaving,
+        }
+    }
+
+    /// Moves on to `phase`, unless it is there or further.
+    pub fn advance(&self, phase: Phase) {
+        let before = self.0.fetch_max(phase as u8, Ordering::AcqRel);
+        if before < phase as u8 {
+            tracing::info!(phase = phase.label(), "lifecycle");
+        }
+    }
+}
+
+/// SIGTERM and SIGINT, which mean the same here: leave.
+pub struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    /// Takes the signals over from the system's default.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next of them.
+    pub async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_only_move_forward() {
+        let lifecycle = Lifecycle::default();
+        assert_eq!(lifecycle.phase(), Phase::Starting);
+        lifecycle.advance(Phase::Draining);
+        lifecycle.advance(Phase::Ready);
+        assert_eq!(lifecycle.phase(), Phase::Draining);
+    }
+}

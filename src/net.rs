@@ -1,0 +1,158 @@
+//! An accepted socket that can be cut.
+//!
+//! actix-http has no write timeout and cannot close a peer that stopped reading: its dispatcher
+//! waits in a flush before it arms any timer (actix/actix-web#2441, closed as "won't fix"). So the
+//! public listener hands it this socket instead, and whoever holds the [`Link`] can end it.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use actix_codec::{AsyncRead, AsyncWrite, ReadBuf};
+use actix_rt::net::TcpStream;
+use socket2::{SockRef, TcpKeepalive};
+
+/// Unacknowledged or unsendable data for this long ends the connection in the kernel. It is the
+/// net under our own deadlines, so it is longer than they are; a shorter one also kills readers
+/// that are slow but alive.
+const USER_TIMEOUT: Duration = Duration::from_secs(45);
+/// Idle time before the kernel asks whether the peer still exists.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    None,
+    /// Behave as if the peer had closed: flush, then FIN.
+    Finish,
+    /// Fail at once, and send a reset.
+    Reset,
+}
+
+/// The handle of a socket. Lives on the socket's thread.
+#[derive(Clone)]
+pub struct Link(Rc<LinkState>);
+
+struct LinkState {
+    wish: Cell<Wish>,
+    reader: RefCell<Option<Waker>>,
+    writer: RefCell<Option<Waker>>,
+}
+
+impl Link {
+    /// What was handed over is still written, then the socket closes.
+    pub fn finish(&self) {
+        if self.0.wish.get() == Wish::None {
+            self.set(Wish::Finish);
+        }
+    }
+
+    /// The socket closes now, whatever is still to be written.
+    pub fn reset(&self) {
+        self.set(Wish::Reset);
+    }
+
+    fn set(&self, wish: Wish) {
+        self.0.wish.set(wish);
+        for waker in [&self.0.reader, &self.0.writer] {
+            if let Some(waker) = waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+/// See the module.
+pub struct Socket {
+    tcp: TcpStream,
+    link: Link,
+}
+
+impl Socket {
+    /// Sets the options of an accepted connection and makes it cuttable.
+    ///
+    /// # Errors
+    /// When the peer is gone already, as far as an option tells.
+    pub fn new(tcp: TcpStream) -> io::Result<Self> {
+        tcp.set_nodelay(true)?;
+        let options = SockRef::from(&tcp);
+        options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        options.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+        let state = LinkState {
+            wish: Cell::new(Wish::None),
+            reader: RefCell::new(None),
+            writer: RefCell::new(None),
+        };
+        Ok(Self { tcp, link: Link(Rc::new(state)) })
+    }
+
+    /// The handle of this socket.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        self.link.clone()
+    }
+
+    /// Notes who is to be woken when the link is cut; an error when it has been.
+    fn check(&self, slot: &RefCell<Option<Waker>>, cx: &Context<'_>) -> io::Result<()> {
+        if self.link.0.wish.get() == Wish::Reset {
+            // With a linger time of zero the kernel drops what it holds and sends RST (tcp(7)).
+            SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO))?;
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by the server"));
+        }
+        let mut slot = slot.borrow_mut();
+        if !slot.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *slot = Some(cx.waker().clone());
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check(&self.link.0.reader, cx)?;
+        if self.link.0.wish.get() == Wish::Finish {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.tcp).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check(&self.link.0.writer, cx)?;
+        Pin::new(&mut self.tcp).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check(&self.link.0.writer, cx)?;
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+}

@@ -1,0 +1,378 @@
+//! One connection's outgoing queue, and the signals that end or wake the connection.
+//!
+//! It is the one object that the shard, the socket, the timer wheel and the connection's actor
+//! share. All of them live on one worker thread, so it needs no lock and nothing here awaits.
+//!
+//! The story of the slow consumer is this file: the queue is bounded in frames and in bytes; when
+//! it is full the peer is too slow, the queue is dropped as a whole, and the actor closes with
+//! 1013 so that the client resumes. Nothing is dropped in silence and nothing grows.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::poll_fn,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use tokio::time::Instant;
+
+use crate::{event::CloseCause, frame::Frame, telemetry::WorkerMetrics};
+
+/// Bounds on what may wait for one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Frames.
+    pub frames: usize,
+    /// Bytes on the wire. One frame is always accepted, however large.
+    pub bytes: usize,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It will be written.
+    Queued,
+    /// It did not fit: this many frames were dropped with it, and the connection ends.
+    Overflow(usize),
+    /// The connection is ending.
+    Closed,
+}
+
+/// What the connection's actor is woken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// The socket is gone, and with it whoever could read.
+    Gone,
+    /// Close, for this cause.
+    Close(CloseCause),
+    /// Close with 1012 at this moment (or earlier).
+    Leave(Instant),
+    /// The deadline that was set has come.
+    Due,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Frames are accepted.
+    Open,
+    /// What is queued is still written, nothing more is accepted.
+    Closing,
+    /// The socket may close once the queue is empty.
+    Ended,
+}
+
+struct State {
+    queue: VecDeque<Frame>,
+    bytes: usize,
+    /// Only the newest ping has to be answered (RFC 6455 §5.5.3), so a flood of pings to a peer
+    /// that does not read costs one slot.
+    pong: Option<Frame>,
+    phase: Phase,
+    socket: Option<Waker>,
+    actor: Option<Waker>,
+}
+
+/// See the module.
+pub struct Outbox {
+    state: RefCell<State>,
+    bounds: Bounds,
+    metrics: Rc<WorkerMetrics>,
+    gone: Cell<bool>,
+    due: Cell<bool>,
+    close: Cell<Option<CloseCause>>,
+    leave: Cell<Option<Instant>>,
+}
+
+impl Outbox {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(bounds: Bounds, metrics: Rc<WorkerMetrics>) -> Rc<Self> {
+        Rc::new(Self {
+            state: RefCell::new(State {
+                queue: VecDeque::new(),
+                bytes: 0,
+                pong: None,
+                phase: Phase::Open,
+                socket: None,
+                actor: None,
+            }),
+            bounds,
+            metrics,
+            gone: Cell::new(false),
+            due: Cell::new(false),
+            close: Cell::new(None),
+            leave: Cell::new(None),
+        })
+    }
+
+    /// Queues a frame, or ends the connection as too slow. Never waits.
+    pub fn deliver(&self, frame: &Frame) -> Delivery {
+        let mut state = self.state.borrow_mut();
+        if state.phase != Phase::Open {
+            return Delivery::Closed;
+        }
+        let fits = state.queue.is_empty()
+            || (state.queue.len() < self.bounds.frames
+                && state.bytes + frame.len() <= self.bounds.bytes);
+        if !fits {
+            let dropped = self.clear(&mut state);
+            state.phase = Phase::Closing;
+            drop(state);
+            self.request_close(CloseCause::SlowConsumer);
+            return Delivery::Overflow(dropped);
+        }
+        state.bytes += frame.len();
+        self.metrics.queued(frame.len());
+        state.queue.push_back(frame.clone());
+        wake(&mut state.socket);
+        Delivery::Queued
+    }
+
+    /// Answers a ping, in place of an answer that is still waiting.
+    pub fn pong(&self, payload: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        if state.phase == Phase::Open {
+            state.pong = Some(Frame::pong(payload));
+            wake(&mut state.socket);
+        }
+    }
+
+    /// Accepts nothing more, and writes `last` after what is queued, or instead of it.
+    pub fn finish(&self, last: impl IntoIterator<Item = Frame>, drop_queue: bool) {
+        let mut state = self.state.borrow_mut();
+        if state.phase == Phase::Ended {
+            return;
+        }
+        state.phase = Phase::Closing;
+        state.pong = None;
+        if drop_queue {
+            let dropped = self.clear(&mut state);
+            self.metrics.dropped(dropped);
+        }
+        for frame in last {
+            state.bytes += frame.len();
+            self.metrics.queued(frame.len());
+            state.queue.push_back(frame);
+        }
+        wake(&mut state.socket);
+    }
+
+    /// Lets the socket end once the queue is written.
+    pub fn end(&self) {
+        let mut state = self.state.borrow_mut();
+        state.phase = Phase::Ended;
+        wake(&mut state.socket);
+    }
+
+    /// The socket's side: the next frame to write; `None` ends the stream.
+    pub fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
+        let mut state = self.state.borrow_mut();
+        if let Some(pong) = state.pong.take() {
+            return Poll::Ready(Some(pong));
+        }
+        if let Some(frame) = state.queue.pop_front() {
+            state.bytes -= frame.len();
+            self.metrics.written(frame.len(), frame.received());
+            if state.queue.is_empty() && state.queue.capacity() > 64 {
+                // A burst has passed; an idle connection keeps no memory of it.
+                state.queue = VecDeque::new();
+            }
+            return Poll::Ready(Some(frame));
+        }
+        if state.phase == Phase::Ended {
+            return Poll::Ready(None);
+        }
+        remember(&mut state.socket, cx);
+        Poll::Pending
+    }
+
+    /// The socket's side: it is gone, whatever is queued will never be written.
+    pub fn socket_gone(&self) {
+        self.gone.set(true);
+        let mut state = self.state.borrow_mut();
+        state.phase = Phase::Ended;
+        let dropped = self.clear(&mut state);
+        self.metrics.dropped(dropped);
+        wake(&mut state.actor);
+    }
+
+    /// Asks the actor to close. The first cause stands.
+    pub fn request_close(&self, cause: CloseCause) {
+        if self.close.get().is_none() {
+            self.close.set(Some(cause));
+        }
+        wake(&mut self.state.borrow_mut().actor);
+    }
+
+    /// Asks the actor to close with 1012 at this moment.
+    pub fn request_leave(&self, at: Instant) {
+        self.leave.set(Some(at));
+        wake(&mut self.state.borrow_mut().actor);
+    }
+
+    /// Tells the actor that its deadline has come.
+    pub fn due(&self) {
+        self.due.set(true);
+        wake(&mut self.state.borrow_mut().actor);
+    }
+
+    /// The actor's side: waits for the next signal.
+    pub async fn signalled(&self) -> Signal {
+        poll_fn(|cx| self.poll_signal(cx)).await
+    }
+
+    fn poll_signal(&self, cx: &mut Context<'_>) -> Poll<Signal> {
+        if self.gone.get() {
+            return Poll::Ready(Signal::Gone);
+        }
+        if let Some(cause) = self.close.take() {
+            return Poll::Ready(Signal::Close(cause));
+        }
+        if let Some(at) = self.leave.take() {
+            return Poll::Ready(Signal::Leave(at));
+        }
+        if self.due.take() {
+            return Poll::Ready(Signal::Due);
+        }
+        remember(&mut self.state.borrow_mut().actor, cx);
+        Poll::Pending
+    }
+
+    fn clear(&self, state: &mut State) -> usize {
+        let dropped = state.queue.iter().filter(|frame| frame.received().is_some()).count();
+        self.metrics.unqueued(state.bytes);
+        state.queue = VecDeque::new();
+        state.bytes = 0;
+        dropped
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        let bytes = self.state.borrow().bytes;
+        self.metrics.unqueued(bytes);
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
+fn remember(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    match slot {
+        Some(waker) if waker.will_wake(cx.waker()) => {}
+        _ => *slot = Some(cx.waker().clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::task::noop_waker;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::telemetry::Metrics;
+
+    fn outbox(frames: usize, bytes: usize) -> (Rc<Outbox>, Rc<WorkerMetrics>) {
+        let metrics = Rc::new(Metrics::new(1).worker());
+        (Outbox::new(Bounds { frames, bytes }, Rc::clone(&metrics)), metrics)
+    }
+
+    fn event(len: usize) -> Frame {
+        Frame::event(&"x".repeat(len), Instant::now())
+    }
+
+    fn next(outbox: &Outbox) -> Poll<Option<Frame>> {
+        outbox.poll_frame(&mut Context::from_waker(&noop_waker()))
+    }
+
+    fn signal(outbox: &Outbox) -> Poll<Signal> {
+        outbox.poll_signal(&mut Context::from_waker(&noop_waker()))
+    }
+
+    #[test]
+    fn one_frame_fits_however_large() {
+        let (outbox, _) = outbox(4, 10);
+        assert_eq!(outbox.deliver(&event(100)), Delivery::Queued);
+        assert_eq!(outbox.deliver(&event(1)), Delivery::Overflow(1));
+    }
+
+    #[test]
+    fn overflow_drops_everything_and_asks_for_a_close() {
+        let (outbox, metrics) = outbox(2, 1000);
+        assert_eq!(outbox.deliver(&event(10)), Delivery::Queued);
+        assert_eq!(outbox.deliver(&event(10)), Delivery::Queued);
+        assert_eq!(outbox.deliver(&event(10)), Delivery::Overflow(2));
+        assert_eq!(outbox.deliver(&event(10)), Delivery::Closed);
+        assert_eq!(signal(&outbox), Poll::Ready(Signal::Close(CloseCause::SlowConsumer)));
+        assert!(next(&outbox).is_pending());
+        assert_eq!(metrics.queue_bytes(), 0);
+    }
+
+    #[test]
+    fn the_last_words_come_after_what_is_queued() {
+        let (outbox, _) = outbox(8, 1000);
+        outbox.deliver(&event(1));
+        outbox.finish([Frame::close_empty()], false);
+        outbox.end();
+        assert!(matches!(next(&outbox), Poll::Ready(Some(f)) if f.received().is_some()));
+        assert!(matches!(next(&outbox), Poll::Ready(Some(f)) if f.received().is_none()));
+        assert!(matches!(next(&outbox), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn only_the_newest_ping_is_answered() {
+        let (outbox, _) = outbox(8, 1000);
+        for n in 0..1000_u16 {
+            outbox.pong(&n.to_be_bytes());
+        }
+        let Poll::Ready(Some(frame)) = next(&outbox) else { panic!("a pong") };
+        assert_eq!(&frame.into_wire()[2..], 999_u16.to_be_bytes());
+        assert!(next(&outbox).is_pending());
+    }
+
+    #[test]
+    fn the_first_cause_stands() {
+        let (outbox, _) = outbox(8, 1000);
+        outbox.request_close(CloseCause::NoPong);
+        outbox.request_close(CloseCause::Restart);
+        assert_eq!(signal(&outbox), Poll::Ready(Signal::Close(CloseCause::NoPong)));
+    }
+
+    proptest! {
+        /// Whatever is delivered and read: never more than the bounds wait, order holds, and the
+        /// gauge says exactly what is queued.
+        #[test]
+        fn bounded_ordered_and_counted(steps in prop::collection::vec((any::<bool>(), 0_usize..200), 1..200)) {
+            let (outbox, metrics) = outbox(8, 600);
+            let mut expected = VecDeque::new();
+            let mut open = true;
+            for (write, len) in steps {
+                if write {
+                    match outbox.deliver(&event(len)) {
+                        Delivery::Queued => expected.push_back(event(len).len()),
+                        Delivery::Overflow(n) => {
+                            prop_assert_eq!(n, expected.len());
+                            expected.clear();
+                            open = false;
+                        }
+                        Delivery::Closed => prop_assert!(!open),
+                    }
+                } else {
+                    match next(&outbox) {
+                        Poll::Ready(Some(frame)) => prop_assert_eq!(Some(frame.len()), expected.pop_front()),
+                        Poll::Ready(None) => prop_assert!(false, "nothing ended it"),
+                        Poll::Pending => prop_assert!(expected.is_empty()),
+                    }
+                }
+                prop_assert!(expected.len() <= 8);
+                let bytes: usize = expected.iter().sum();
+                prop_assert!(bytes <= 600 || expected.len() == 1);
+                prop_assert_eq!(metrics.queue_bytes(), i64::try_from(bytes).unwrap());
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Who is connected here, and handing events to them.
+//!
+//! One [`Shard`] per HTTP worker owns that worker's connections and never leaves its thread, so
+//! delivering crosses threads once per worker, takes no lock and never awaits. [`Registry`] is
+//! the handle that the rest of the process holds.
+
+use std::{
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{
+    Notify,
+    mpsc::{self, error::TrySendError},
+};
+
+use crate::{
+    event::{Channel, GapReason, UserId},
+    frame::Frame,
+    telemetry::{DropReason, Metrics},
+};
+
+mod interest;
+mod shard;
+mod users;
+
+pub use shard::{Registration, Shard};
+
+use interest::Interest;
+use users::Users;
+
+/// Messages that may wait for one worker.
+const MAILBOX_MESSAGES: usize = 8192;
+/// Bytes that may wait for one worker.
+const MAILBOX_BYTES: usize = 64 * 1024 * 1024;
+
+/// One event for connections.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Whose.
+    pub to: Channel,
+    /// Users that do not get it.
+    pub except: Arc<[UserId]>,
+    /// What.
+    pub frame: Frame,
+}
+
+/// What a shard is told.
+#[derive(Clone, Debug)]
+enum ToShard {
+    Deliver(Delivery),
+    /// Tell every connection that it may have missed events.
+    Resync(GapReason),
+    /// Close every connection, each at its own moment within this time.
+    Leave(Duration),
+}
+
+struct ShardHandle {
+    mailbox: mpsc::Sender<ToShard>,
+    shared: Arc<Shared>,
+}
+
+/// What a shard and the handle both see.
+struct Shared {
+    interest: Interest,
+    /// Bytes in the mailbox.
+    waiting: AtomicUsize,
+    /// Something did not fit into the mailbox.
+    lagged: AtomicBool,
+}
+
+/// The handle. Cheap to clone.
+#[derive(Clone)]
+pub struct Registry(Arc<Inner>);
+
+struct Inner {
+    shards: ArcSwap<Vec<Arc<ShardHandle>>>,
+    /// One hasher for all, so that a name falls into the same slot everywhere.
+    hasher: ahash::RandomState,
+    users: Users,
+    connections: AtomicUsize,
+    limit: usize,
+    /// Woken whenever a connection ends, for whoever waits until none is left.
+    ended: Notify,
+    metrics: Metrics,
+}
+
+/// The right to hold one of the process's connections; dropping it gives it back.
+pub struct Permit(Registry);
+
+impl Registry {
+    /// A registry without shards, for at most `limit` connections.
+    #[must_use]
+    pub fn new(limit: usize, metrics: Metrics) -> Self {
+        Self(Arc::new(Inner {
+            shards: ArcSwap::default(),
+            hasher: ahash::RandomState::new(),
+            users: Users::default(),
+            connections: AtomicUsize::new(0),
+            limit,
+            ended: Notify::new(),
+            metrics,
+        }))
+    }
+
+    /// Makes the shard of the worker on whose thread this is called, and runs its mailbox there.
+    /// The mailbox ends with the worker.
+    #[must_use]
+    pub fn attach(&self) -> Rc<Shard> {
+        let (mailbox, inbox) = mpsc::channel(MAILBOX_MESSAGES);
+        let shared = Arc::new(Shared {
+            interest: Interest::new(),
+            waiting: AtomicUsize::new(0),
+            lagged: AtomicBool::new(false),
+        });
+        let handle = Arc::new(ShardHandle { mailbox, shared: Arc::clone(&shared) });
+        self.0.shards.rcu(|shards| {
+            let mut shards = Vec::clone(shards);
+            shards.retain(|shard| !shard.mailbox.is_closed());
+            shards.push(Arc::clone(&handle));
+            shards
+        });
+        Shard::spawn(self.clone(), shared, inbox)
+    }
+
+    /// Hands an event to the workers that may have someone for it. Never waits: a worker whose
+    /// mailbox is full announces a gap to its connections instead.
+    pub fn deliver(&self, delivery: &Delivery) {
+        let slot = self.slot(&delivery.to);
+        for shard in self.0.shards.load().iter() {
+            if slot.is_none_or(|slot| shard.shared.interest.any(slot)) {
+                self.send(shard, ToShard::Deliver(delivery.clone()), delivery.frame.len());
+            }
+        }
+    }
+
+    /// Tells every connection that it may have missed events.
+    pub fn resync(&self, reason: GapReason) {
+        for shard in self.0.shards.load().iter() {
+            self.send(shard, ToShard::Resync(reason), 0);
+        }
+    }
+
+    /// Closes every connection with 1012, each at its own moment within `spread`, and those that
+    /// register from now on as well.
+    pub async fn leave(&self, spread: Duration) {
+        let shards = self.0.shards.load_full();
+        for shard in shards.iter() {
+            // An order may wait for room, other than an event: it must not get lost. A worker
+            // that has ended needs none.
+            if shard.mailbox.send(ToShard::Leave(spread)).await.is_err() {
+                tracing::debug!("a worker has ended before the drain");
+            }
+        }
+    }
+
+    /// Room for one more connection, or `None` when the process is full.
+    #[must_use]
+    pub fn admit(&self) -> Option<Permit> {
+        self.0
+            .connections
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                (n < self.0.limit).then_some(n + 1)
+            })
+            .ok()
+            .map(|_| Permit(self.clone()))
+    }
+
+    /// Connections that are open or being opened.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.0.connections.load(Ordering::Relaxed)
+    }
+
+    /// Waits until no connection is left.
+    pub async fn emptied(&self) {
+        loop {
+            let ended = self.0.ended.notified();
+            if self.connections() == 0 {
+                return;
+            }
+            ended.await;
+            self.0.metrics.drain_remaining(self.connections());
+        }
+    }
+
+    fn send(&self, shard: &ShardHandle, message: ToShard, bytes: usize) {
+        let Shared { waiting, lagged, .. } = &*shard.shared;
+        // Counted before it is sent, so that it cannot be taken out before it is counted.
+        let before = waiting.fetch_add(bytes, Ordering::Relaxed);
+        let sent = if before + bytes <= MAILBOX_BYTES {
+            shard.mailbox.try_send(message)
+        } else {
+            Err(TrySendError::Full(message))
+        };
+        if let Err(error) = sent {
+            waiting.fetch_sub(bytes, Ordering::Relaxed);
+            // A closed mailbox is a worker that has ended, and its connections with it.
+            if matches!(error, TrySendError::Full(_)) {
+                self.0.metrics.dropped(DropReason::WorkerLagged, 1);
+                lagged.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    fn slot(&self, channel: &Channel) -> Option<usize> {
+        match channel {
+            Channel::User(user) => {
+                Some(Interest::slot(self.0.hasher.hash_one((0_u8, user.as_str()))))
+            }
+            Channel::Group(group) => {
+                Some(Interest::slot(self.0.hasher.hash_one((1_u8, group.as_str()))))
+            }
+            Channel::Broadcast => None,
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.ended.notify_waiters();
+    }
+}

@@ -1,0 +1,315 @@
+//! The connections of one worker, and its mailbox.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, HashSet},
+    rc::{Rc, Weak},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use rand::Rng as _;
+use slab::Slab;
+use smallvec::SmallVec;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{Delivery, Interest, Permit, Registry, Shared, ToShard};
+use crate::{
+    event::{Channel, GapReason, Group, UserId},
+    frame::{self, Notice},
+    outbox::{Delivery as Outcome, Outbox},
+    telemetry::WorkerMetrics,
+    throttle::Throttle,
+};
+
+/// Messages that are handed out before the sockets get their turn. So a burst is joined into few
+/// writes, and yet no queue fills only because nobody was let write.
+const BATCH: usize = 64;
+
+/// Reloads after a gap come from every page at once; they are spread over this long.
+const RESYNC_SPREAD: Duration = Duration::from_secs(2);
+
+/// How often a worker reports its counters and how late it is.
+const REPORT: Duration = Duration::from_millis(500);
+
+type Keys = SmallVec<[usize; 2]>;
+
+/// See [the module](super). Lives on one thread, in an `Rc`.
+pub struct Shard {
+    registry: Registry,
+    shared: Arc<Shared>,
+    metrics: Rc<WorkerMetrics>,
+    state: RefCell<State>,
+    leaving: Cell<Option<Duration>>,
+    slow: Throttle,
+}
+
+#[derive(Default)]
+struct State {
+    connections: Slab<Entry>,
+    users: HashMap<UserId, Keys, ahash::RandomState>,
+    groups: HashMap<Group, HashSet<usize, ahash::RandomState>, ahash::RandomState>,
+}
+
+struct Entry {
+    outbox: Rc<Outbox>,
+    user: UserId,
+    groups: Box<[Group]>,
+}
+
+impl Shard {
+    pub(super) fn spawn(
+        registry: Registry,
+        shared: Arc<Shared>,
+        inbox: mpsc::Receiver<ToShard>,
+    ) -> Rc<Self> {
+        let metrics = Rc::new(registry.0.metrics.worker());
+        let shard = Rc::new(Self {
+            registry,
+            shared,
+            metrics,
+            state: RefCell::default(),
+            leaving: Cell::new(None),
+            slow: Throttle::default(),
+        });
+        actix_rt::spawn(run(Rc::downgrade(&shard), inbox));
+        actix_rt::spawn(report(Rc::downgrade(&shard)));
+        shard
+    }
+
+    /// The counters of this worker.
+    #[must_use]
+    pub fn metrics(&self) -> &Rc<WorkerMetrics> {
+        &self.metrics
+    }
+
+    /// Enters a connection: from now on it gets what is delivered. Dropping the registration
+    /// takes it out again.
+    #[must_use]
+    pub fn register(
+        self: &Rc<Self>,
+        user: &UserId,
+        groups: Box<[Group]>,
+        outbox: Rc<Outbox>,
+        permit: Permit,
+    ) -> Registration {
+        if let Some(spread) = self.leaving.get() {
+            outbox.request_leave(Instant::now() + random(spread));
+        }
+        let interest = self.registry.slot(&Channel::User(user.clone()));
+        self.count(interest, true);
+        let mut state = self.state.borrow_mut();
+        let key =
+            state.connections.insert(Entry { outbox, user: user.clone(), groups: Box::default() });
+        state.users.entry(user.clone()).or_default().push(key);
+        drop(state);
+        if self.registry.0.users.add(self.hash(user)) {
+            self.registry.0.metrics.users(1);
+        }
+        self.registry.0.metrics.connections(1);
+        let registration = Registration { shard: Rc::clone(self), key, _permit: permit };
+        registration.set_groups(groups);
+        registration
+    }
+
+    fn hash(&self, user: &UserId) -> u64 {
+        self.registry.0.hasher.hash_one(user.as_str())
+    }
+
+    fn count(&self, slot: Option<usize>, up: bool) {
+        let interest: &Interest = &self.shared.interest;
+        match slot {
+            Some(slot) if up => interest.add(slot),
+            Some(slot) => interest.remove(slot),
+            None => {}
+        }
+    }
+
+    fn handle(&self, message: ToShard) {
+        match message {
+            ToShard::Deliver(delivery) => {
+                self.shared.waiting.fetch_sub(delivery.frame.len(), Ordering::Relaxed);
+                self.deliver(&delivery);
+            }
+            ToShard::Resync(reason) => self.resync(reason),
+            ToShard::Leave(spread) => self.leave(spread),
+        }
+    }
+
+    fn deliver(&self, delivery: &Delivery) {
+        let state = self.state.borrow();
+        let excluded: HashSet<usize, ahash::RandomState> = delivery
+            .except
+            .iter()
+            .filter_map(|user| state.users.get(user))
+            .flat_map(|keys| keys.iter().copied())
+            .collect();
+        let hand_over = |key: usize| {
+            if let Some(entry) = state.connections.get(key)
+                && (excluded.is_empty() || !excluded.contains(&key))
+            {
+                self.push(entry, delivery);
+            }
+        };
+        match &delivery.to {
+            Channel::User(user) => {
+                state.users.get(user).into_iter().flatten().copied().for_each(hand_over);
+            }
+            Channel::Group(group) => {
+                state.groups.get(group).into_iter().flatten().copied().for_each(hand_over);
+            }
+            Channel::Broadcast => state.connections.iter().for_each(|(key, _)| hand_over(key)),
+        }
+    }
+
+    fn push(&self, entry: &Entry, delivery: &Delivery) {
+        match entry.outbox.deliver(&delivery.frame) {
+            Outcome::Queued => {}
+            Outcome::Overflow(dropped) => {
+                self.metrics.dropped(dropped + 1);
+                if let Some(quiet) = self.slow.check() {
+                    tracing::warn!(
+                        dropped = dropped + 1,
+                        more_since_last_line = quiet,
+                        "a client reads too slowly and is closed with 1013"
+                    );
+                }
+            }
+            Outcome::Closed => self.metrics.dropped(1),
+        }
+    }
+
+    /// Every connection is told at its own moment, so that pages do not reload in step.
+    fn resync(&self, reason: GapReason) {
+        let now = Instant::now();
+        let mut plan: Vec<(Instant, Weak<Outbox>, Box<[Group]>)> = self
+            .state
+            .borrow()
+            .connections
+            .iter()
+            .map(|(_, entry)| {
+                let at = now + random(RESYNC_SPREAD);
+                (at, Rc::downgrade(&entry.outbox), entry.groups.clone())
+            })
+            .collect();
+        plan.sort_unstable_by_key(|(at, ..)| *at);
+        actix_rt::spawn(async move {
+            for (at, outbox, groups) in plan {
+                tokio::time::sleep_until(at).await;
+                if let Some(outbox) = outbox.upgrade() {
+                    let lost = frame::tags(&groups);
+                    let notice = Notice::Resync { lost: &lost, cursor: "", reason: reason.label() };
+                    outbox.deliver(&notice.frame());
+                }
+            }
+        });
+    }
+
+    /// Evenly spaced moments in a random order: no second has more than its share of closes.
+    fn leave(&self, spread: Duration) {
+        self.leaving.set(Some(spread));
+        let now = Instant::now();
+        let state = self.state.borrow();
+        let mut outboxes: Vec<&Rc<Outbox>> =
+            state.connections.iter().map(|(_, entry)| &entry.outbox).collect();
+        rand::seq::SliceRandom::shuffle(&mut *outboxes, &mut rand::rng());
+        let count = u32::try_from(outboxes.len()).unwrap_or(u32::MAX).max(1);
+        for (n, outbox) in (0..).zip(outboxes) {
+            outbox.request_leave(now + spread / count * n);
+        }
+    }
+}
+
+/// A connection's place in the registry.
+pub struct Registration {
+    shard: Rc<Shard>,
+    key: usize,
+    _permit: Permit,
+}
+
+impl Registration {
+    /// Replaces the groups of this connection, at a renewal.
+    pub fn set_groups(&self, groups: Box<[Group]>) {
+        let shard = &self.shard;
+        let mut state = shard.state.borrow_mut();
+        let State { connections, groups: by_group, .. } = &mut *state;
+        let Some(entry) = connections.get_mut(self.key) else { return };
+        let old = std::mem::replace(&mut entry.groups, groups);
+        for group in &entry.groups {
+            shard.count(shard.registry.slot(&Channel::Group(group.clone())), true);
+            by_group.entry(group.clone()).or_default().insert(self.key);
+        }
+        for group in &old {
+            shard.count(shard.registry.slot(&Channel::Group(group.clone())), false);
+            if !entry.groups.contains(group) {
+                forget(by_group, group, self.key);
+            }
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.set_groups(Box::default());
+        let shard = &self.shard;
+        let mut state = shard.state.borrow_mut();
+        if let Some(entry) = state.connections.try_remove(self.key) {
+            if let Some(keys) = state.users.get_mut(&entry.user) {
+                keys.retain(|key| *key != self.key);
+                if keys.is_empty() {
+                    state.users.remove(&entry.user);
+                }
+            }
+            shard.count(shard.registry.slot(&Channel::User(entry.user.clone())), false);
+            if shard.registry.0.users.remove(shard.hash(&entry.user)) {
+                shard.registry.0.metrics.users(-1);
+            }
+            shard.registry.0.metrics.connections(-1);
+        }
+        if state.connections.is_empty() {
+            // A crowd has left; its memory goes with it.
+            *state = State::default();
+        }
+    }
+}
+
+fn forget<S: std::hash::BuildHasher>(
+    groups: &mut HashMap<Group, HashSet<usize, S>, ahash::RandomState>,
+    group: &Group,
+    key: usize,
+) {
+    if let Some(keys) = groups.get_mut(group) {
+        keys.remove(&key);
+        if keys.is_empty() {
+            groups.remove(group);
+        }
+    }
+}
+
+async fn run(shard: Weak<Shard>, mut inbox: mpsc::Receiver<ToShard>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while inbox.recv_many(&mut batch, BATCH).await > 0 {
+        let Some(shard) = shard.upgrade() else { return };
+        for message in batch.drain(..) {
+            shard.handle(message);
+        }
+        if shard.shared.lagged.swap(false, Ordering::AcqRel) {
+            shard.registry.0.metrics.gap(GapReason::WorkerLagged);
+            shard.resync(GapReason::WorkerLagged);
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn report(shard: Weak<Shard>) {
+    loop {
+        let due = Instant::now() + REPORT;
+        tokio::time::sleep_until(due).await;
+        let Some(shard) = shard.upgrade() else { return };
+        shard.metrics.flush(due.elapsed());
+    }
+}
+
+fn random(within: Duration) -> Duration {
+    within.mul_f64(rand::rng().random())
+}

@@ -1,0 +1,163 @@
+//! The words that stand in labels: each set is closed.
+
+/// Why a message went nowhere. Each is one value of `messages_dropped_total{reason}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// From a client: a binary message.
+    InboundBinary,
+    /// From a client: text that is not one JSON object.
+    InboundInvalid,
+    /// From a client: a JSON object that nothing here consumes.
+    InboundUnread,
+    /// From the bus: not UTF-8, or not one JSON object.
+    BusInvalid,
+    /// From the bus: over the size limit.
+    BusTooBig,
+    /// From the bus: a channel that names no legal user or group.
+    BusUnaddressed,
+    /// From the bus: the head of a version that this replica does not know.
+    BusVersion,
+    /// From the bus: a worker's mailbox was full.
+    WorkerLagged,
+}
+
+impl DropReason {
+    /// Every one of them.
+    pub(super) const ALL: [Self; 8] = [
+        Self::InboundBinary,
+        Self::InboundInvalid,
+        Self::InboundUnread,
+        Self::BusInvalid,
+        Self::BusTooBig,
+        Self::BusUnaddressed,
+        Self::BusVersion,
+        Self::WorkerLagged,
+    ];
+
+    /// The word in metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::InboundBinary => "inbound_binary",
+            Self::InboundInvalid => "inbound_invalid",
+            Self::InboundUnread => "inbound_unread",
+            Self::BusInvalid => "bus_invalid",
+            Self::BusTooBig => "bus_too_big",
+            Self::BusUnaddressed => "bus_unaddressed",
+            Self::BusVersion => "bus_version",
+            Self::WorkerLagged => "worker_lagged",
+        }
+    }
+}
+
+/// What became of an attempt to connect: `connects_total{result}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectResult {
+    /// Upgraded and registered.
+    Accepted,
+    /// Not a valid upgrade.
+    BadRequest,
+    /// A foreign Origin.
+    Origin,
+    /// No credential, or one that does not hold.
+    Unauthorized,
+    /// The process is full.
+    Full,
+    /// This replica is leaving.
+    Draining,
+    /// The broker is away.
+    Away,
+}
+
+impl ConnectResult {
+    /// Every one of them.
+    pub(super) const ALL: [Self; 7] = [
+        Self::Accepted,
+        Self::BadRequest,
+        Self::Origin,
+        Self::Unauthorized,
+        Self::Full,
+        Self::Draining,
+        Self::Away,
+    ];
+
+    /// The word in metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::BadRequest => "bad_request",
+            Self::Origin => "origin",
+            Self::Unauthorized => "unauthorized",
+            Self::Full => "full",
+            Self::Draining => "draining",
+            Self::Away => "away",
+        }
+    }
+}
+/// What an event was addressed to: `events_published_total{target}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// One user.
+    User,
+    /// A list of users.
+    Users,
+    /// A group.
+    Group,
+    /// Everyone.
+    Broadcast,
+}
+
+impl Target {
+    /// Every one of them.
+    pub(super) const ALL: [Self; 4] = [Self::User, Self::Users, Self::Group, Self::Broadcast];
+
+    /// The word in metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Users => "users",
+            Self::Group => "group",
+            Self::Broadcast => "broadcast",
+        }
+    }
+}
+/// The connections to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Publishes, and keeps what replicas share.
+    Publisher,
+    /// Receives.
+    Subscriber,
+}
+
+impl Role {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Publisher => "publisher",
+            Self::Subscriber => "subscriber",
+        }
+    }
+}
+/// The status codes that the API answers with.
+pub(super) fn code(code: u16) -> &'static str {
+    match code {
+        200 => "200",
+        202 => "202",
+        400 => "400",
+        401 => "401",
+        403 => "403",
+        404 => "404",
+        405 => "405",
+        408 => "408",
+        409 => "409",
+        413 => "413",
+        415 => "415",
+        422 => "422",
+        429 => "429",
+        500 => "500",
+        503 => "503",
+        _ => "other",
+    }
+}

@@ -1,0 +1,29 @@
+//! Log lines, and every metric as a typed method.
+//!
+//! Labels are enums or words from a closed set, never anything that a user can choose, so the
+//! number of series is fixed (contract §8).
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+mod labels;
+mod metrics;
+mod worker;
+
+pub use labels::{ConnectResult, DropReason, Role, Target};
+pub use metrics::Metrics;
+pub use worker::WorkerMetrics;
+
+/// Sets up the log lines of this process, as configured. Lines go to standard output.
+///
+/// # Errors
+/// When the filter does not parse or a subscriber is installed already.
+pub fn init(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let filter = EnvFilter::try_new(&log.level)?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_target(true);
+    match log.format {
+        LogFormat::Pretty => lines.compact().try_init(),
+        LogFormat::Json => lines.json().with_current_span(false).with_span_list(false).try_init(),
+    }
+}
