@@ -161,6 +161,12 @@ impl Problem {
         self
     }
 
+    /// The members at fault.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
     /// The status of the answer.
     #[must_use]
     pub fn status(&self) -> StatusCode {
