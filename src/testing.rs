@@ -108,9 +108,12 @@ impl Drop for RedisServer {
 async fn exchange(port: u16, words: &[&str]) -> Option<String> {
     let limit = Duration::from_secs(2);
     let mut stream = timeout(limit, TcpStream::connect(("127.0.0.1", port))).await.ok()?.ok()?;
-    let count = words.len();
-    let words: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
-    let request = format!("*{count}\r\n{words}");
+    let mut request = format!("*{}\r\n", words.len());
+    for word in words {
+        for piece in ["$", &word.len().to_string(), "\r\n", word, "\r\n"] {
+            request.push_str(piece);
+        }
+    }
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = vec![0; 64 * 1024];
     let read = timeout(limit, stream.read(&mut answer)).await.ok()?.ok()?;

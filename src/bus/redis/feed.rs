@@ -36,7 +36,9 @@ pub struct RedisFeed {
     /// Whether the subscription ever stood.
     again: bool,
     patience: Duration,
+    /// Log lines about the connection, and about rights, which need somebody's hand.
     quiet: Quiet,
+    refusals: Quiet,
 }
 
 enum Phase {
@@ -77,6 +79,7 @@ impl RedisFeed {
             again: false,
             patience: PATIENCE.0,
             quiet: Quiet::default(),
+            refusals: Quiet::default(),
         }
     }
 
@@ -129,13 +132,14 @@ impl RedisFeed {
                 self.patience = PATIENCE.0;
                 self.up.set(true);
                 self.quiet.reset();
+                self.refusals.reset();
                 let again = std::mem::replace(&mut self.again, true);
                 tracing::info!(role = "subscriber", again, "subscribed");
                 Some(Incoming::Subscribed { again })
             }
             Step::Subscribed(Err(error)) => match classify(&error) {
                 BusError::Refused(reason) => {
-                    self.quiet.warn(|again| {
+                    self.refusals.warn(|again| {
                         tracing::error!(
                             role = "subscriber", %reason, again, rights = self.names.acl_hint(),
                             "Redis refuses the subscription"

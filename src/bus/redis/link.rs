@@ -49,7 +49,7 @@ impl Role {
 
     /// How many messages (and errors, reconnections, …) fred keeps for us between two reads.
     ///
-    /// fred allocates eight rings of this many slots, about 10 MB in all for the subscriber. What
+    /// fred allocates eight rings of this many slots, about 13 MB in all for the subscriber. What
     /// is in them comes on top: at most this many messages, so 1 GB if all were 64 KiB events and
     /// the subscriber actor stood still; it never awaits a socket, and in practice reads them
     /// down to a few.
