@@ -16,6 +16,8 @@ use crate::event::Channel;
 pub mod envelope;
 pub mod memory;
 pub mod redis;
+#[cfg(test)]
+mod suite;
 pub mod subscriber;
 
 /// One message for one channel.
@@ -65,6 +67,10 @@ pub trait Publisher: Send + Sync {
     /// The same for the subscriber's own probes: tried even while the bus counts as down, since
     /// it is the probe that finds out that it is up again.
     fn probe(&self, message: Message) -> BoxFuture<'_, Result<(), BusError>>;
+
+    /// Whether publishing is tried at all. While it is not, [`publish`](Self::publish) refuses at
+    /// once, and new connections had better be refused too: they would hear nothing.
+    fn is_up(&self) -> bool;
 }
 
 /// What a feed yields.
