@@ -1,8 +1,6 @@
 //! The `belfry` program: argv and environment into a configuration, log lines, the gateway, and
 //! its exit code.
 
-#![forbid(unsafe_code)]
-
 use std::process::ExitCode;
 
 use belfry::{app, cli, telemetry};
@@ -16,5 +14,13 @@ fn main() -> ExitCode {
         cli::status(&format!("belfry: cannot write log lines: {error}"));
         return ExitCode::FAILURE;
     }
-    actix_rt::System::new().block_on(app::run(config))
+    let shown = config.clone();
+    let gateway = app::run(config, |public, internal| cli::greet(&shown, public, internal));
+    match actix_rt::System::new().block_on(gateway) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cli::status(&format!("belfry: cannot serve: {error}"));
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::token;
+use super::{failure::status, token};
 use crate::{
     config::{Config, Profile, secrets},
     event::UserId,
@@ -22,6 +22,14 @@ pub fn development_token(config: &Config) -> Option<String> {
     }
     let user = UserId::new(USER).ok()?;
     token::sign(&config.auth, &user, &[], None, TTL).ok()
+}
+
+/// Shows the [`banner`] on standard error, where there is one.
+pub fn greet(config: &Config, public: SocketAddr, internal: SocketAddr) {
+    let text = banner(config, public, internal, development_token(config).as_deref());
+    if !text.is_empty() {
+        status(&text);
+    }
 }
 
 /// The URLs, and two commands to paste that show an event arrive. Empty in production.

@@ -18,7 +18,7 @@ mod publish;
 mod remote;
 mod token;
 
-pub use banner::{banner, development_token};
+pub use banner::{banner, development_token, greet};
 use failure::Failure;
 pub use failure::status;
 
