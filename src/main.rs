@@ -1,1 +1,26 @@
-fn main() {}
+//! The `belfry` program: argv and environment into a configuration, log lines, the gateway, and
+//! its exit code.
+
+use std::process::ExitCode;
+
+use belfry::{app, cli, telemetry};
+
+fn main() -> ExitCode {
+    let config = match cli::run(std::env::args_os()) {
+        cli::Action::Serve(config) => *config,
+        cli::Action::Done(code) => return code,
+    };
+    if let Err(error) = telemetry::init(&config.log) {
+        cli::status(&format!("belfry: cannot write log lines: {error}"));
+        return ExitCode::FAILURE;
+    }
+    let shown = config.clone();
+    let gateway = app::run(config, |public, internal| cli::greet(&shown, public, internal));
+    match actix_rt::System::new().block_on(gateway) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cli::status(&format!("belfry: cannot serve: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}

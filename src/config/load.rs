@@ -1,1 +1,344 @@
+//! From the layers to [`Config`]: every key of `config/default.toml` is read here.
 
+use std::{num::NonZero, path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+
+use super::{
+    Api, ApiKey, Auth, Config, Drain, Faults, Internal, Jwt, Limits, Log, LogFormat, Method,
+    Profile, Public, Ready, Redis, Reject, Reserved, Scope, Sources,
+    fault::Problem,
+    layers,
+    reader::{Reader, quoted, quoted_list},
+    rules, secrets,
+};
+
+pub use super::reader::Setting;
+
+/// The configuration, and where each of its values came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the rest of the crate works with.
+    pub config: Config,
+    /// The same as text, secrets redacted, in the order of reading.
+    pub settings: Vec<Setting>,
+}
+
+/// Builds the configuration from its layers.
+///
+/// # Errors
+/// All faults at once; secrets are never in them.
+pub fn load(sources: &Sources) -> Result<Config, Faults> {
+    load_with_origins(sources).map(|loaded| loaded.config)
+}
+
+/// [`load`], with the origin of every value.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with_origins(sources: &Sources) -> Result<Loaded, Faults> {
+    let mut faults = Vec::new();
+    let profile = match sources.profile() {
+        Ok(profile) => profile,
+        Err(fault) => {
+            faults.push(fault);
+            // Its demands are the lesser: what is found is a fault in either profile.
+            Profile::Development
+        }
+    };
+    let values = layers::merge(sources, profile, &mut faults);
+    let mut reader = Reader::new(values, faults);
+    let config = Config {
+        profile,
+        public: public(&mut reader),
+        internal: internal(&mut reader),
+        redis: redis(&mut reader),
+        auth: auth(&mut reader, profile),
+        api: api(&mut reader, profile),
+        limits: limits(&mut reader),
+        ready: Ready { redis_grace: reader.duration("ready.redis_grace", ZERO..=HOUR) },
+        drain: Drain {
+            delay: reader.duration("drain.delay", ZERO..=HOUR),
+            spread: reader.duration("drain.spread", ZERO..=HOUR),
+        },
+        log: log(&mut reader),
+        reserved: reserved(&mut reader),
+    };
+    across(&config, &mut reader);
+    if reader.faults.is_empty() {
+        Ok(Loaded { config, settings: reader.settings })
+    } else {
+        Err(Faults(reader.faults))
+    }
+}
+
+const ZERO: Duration = Duration::ZERO;
+const MIN_WAIT: Duration = Duration::from_millis(10);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+const MIB: usize = 1 << 20;
+
+/// Placeholder where the address cannot be read; see [`Reader::value`].
+const NOWHERE: std::net::SocketAddr =
+    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+fn public(reader: &mut Reader) -> Public {
+    Public {
+        bind: address(reader, "public.bind"),
+        workers: workers(reader, "public.workers"),
+        base_path: reader.string("public.base_path", rules::base_path),
+        // The range fits.
+        backlog: u32::try_from(reader.count("public.backlog", 1..=65_535)).unwrap_or(65_535),
+    }
+}
+
+fn internal(reader: &mut Reader) -> Internal {
+    Internal {
+        bind: address(reader, "internal.bind"),
+        workers: workers(reader, "internal.workers"),
+    }
+}
+
+fn address(reader: &mut Reader, key: &str) -> std::net::SocketAddr {
+    let parse = |text: &str| {
+        text.parse().map_err(|_| {
+            let what = format!("{text:?} is not an IP address with a port");
+            Problem::new(what, "write 127.0.0.1:8080, 0.0.0.0:8080 or [::]:8080")
+        })
+    };
+    reader.value(key, NOWHERE, parse, |address| quoted(&address.to_string()))
+}
+
+/// 0 stands for the number of cores that this process may use.
+fn workers(reader: &mut Reader, key: &str) -> usize {
+    let count = reader.count(key, 0..=1024);
+    if count > 0 {
+        return count;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    if let Some(setting) = reader.settings.last_mut().filter(|setting| setting.key == key) {
+        setting.value = cores.to_string();
+    }
+    cores
+}
+
+fn redis(reader: &mut Reader) -> Option<Redis> {
+    let url = secret(reader, "redis.url").map(|(url, _)| url);
+    let shown = match url.as_deref().map(rules::redis_url) {
+        None => String::new(),
+        Some(Ok(parts)) => parts.redacted(),
+        Some(Err(problem)) => {
+            reader.fault("redis.url", problem);
+            String::new()
+        }
+    };
+    reader.note("redis.url", quoted(&shown));
+    note_file(reader, "redis.url_file");
+    let redis = Redis {
+        url: SecretString::from(url.clone().unwrap_or_default()),
+        prefix: reader.string("redis.prefix", rules::redis_prefix),
+        connect_timeout: reader.duration("redis.connect_timeout", MIN_WAIT..=MINUTE),
+        // The API answers within 2 s whatever Redis does (contract §5).
+        command_timeout: reader
+            .duration("redis.command_timeout", MIN_WAIT..=Duration::from_millis(1999)),
+        inflight: reader.count("redis.inflight", 1..=1_000_000),
+        probe_interval: reader.duration("redis.probe_interval", MIN_WAIT..=MINUTE),
+        probe_timeout: reader.duration("redis.probe_timeout", MIN_WAIT..=MINUTE),
+    };
+    url.map(|_| redis)
+}
+
+fn auth(reader: &mut Reader, profile: Profile) -> Auth {
+    let method = |text: &str| {
+        Method::ALL.into_iter().find(|method| method.label() == text).ok_or_else(|| {
+            let names = Method::ALL.map(Method::label);
+            let advice = format!("write {}", super::reader::any_of(&names));
+            Problem::new(format!("{text:?} is not a kind of credential"), advice)
+        })
+    };
+    let auth = Auth {
+        methods: reader.list("auth.methods", method, |method| method.label().to_owned()),
+        reject: reader.choice(
+            "auth.reject",
+            &[("close", Reject::Close), ("http", Reject::Http)],
+            Reject::Close,
+        ),
+        origins: reader.list("auth.origins", rules::origin, String::clone),
+        token_bytes: reader.size("auth.token_bytes", 256..=65_536),
+        groups_allow: reader.list("auth.groups.allow", rules::group_pattern, String::clone),
+        jwt: jwt(reader, profile),
+    };
+    if auth.methods.is_empty() {
+        needs_one(reader, "auth.methods", "so nobody could connect", "subprotocol");
+    }
+    auth
+}
+
+fn needs_one(reader: &mut Reader, key: &str, consequence: &str, example: &str) {
+    if reader.is_good(key) {
+        let what = format!("is empty, {consequence}");
+        reader.fault(key, Problem::new(what, format!("name at least one, such as {example}")));
+    }
+}
+
+fn jwt(reader: &mut Reader, profile: Profile) -> Jwt {
+    let faults = reader.faults.len();
+    let (secret, secret_file) = match secret(reader, "auth.jwt.secret") {
+        Some((secret, file)) => (Some(secret), file),
+        None => (None, None),
+    };
+    // A secret that could not be read is not a missing one.
+    if faults == reader.faults.len()
+        && let Err(problem) = secrets::check_jwt_secret(secret.as_deref(), profile)
+    {
+        reader.fault("auth.jwt.secret", problem);
+    }
+    reader.note("auth.jwt.secret", redacted(secret.is_some()));
+    note_file(reader, "auth.jwt.secret_file");
+    let optional = |text: String| if text.is_empty() { None } else { Some(text) };
+    let jwt = Jwt {
+        secret: secret.map(SecretString::from),
+        secret_file,
+        algorithms: reader.list("auth.jwt.algorithms", rules::algorithm, |a| format!("{a:?}")),
+        issuer: optional(reader.string("auth.jwt.issuer", |_| Ok(()))),
+        audience: optional(reader.string("auth.jwt.audience", |_| Ok(()))),
+        leeway: reader.duration("auth.jwt.leeway", ZERO..=Duration::from_secs(600)),
+        user_claim: reader.string("auth.jwt.user_claim", rules::claim),
+        session_claim: reader.string("auth.jwt.session_claim", rules::claim),
+        groups_claim: reader.string("auth.jwt.groups_claim", rules::claim),
+    };
+    if jwt.algorithms.is_empty() {
+        needs_one(reader, "auth.jwt.algorithms", "so no token could be accepted", "HS256");
+    }
+    jwt
+}
+
+fn api(reader: &mut Reader, profile: Profile) -> Api {
+    let key = "api.keys";
+    let faults = reader.faults.len();
+    let file = file_of(reader, key);
+    let entries = match &file {
+        None => reader.texts(key),
+        Some(path) => match secrets::read(path) {
+            Ok(text) => secrets::entries(&text),
+            Err(problem) => {
+                reader.fault("api.keys_file", problem);
+                Vec::new()
+            }
+        },
+    };
+    let mut keys = Vec::new();
+    if faults == reader.faults.len() {
+        match secrets::parse_api_keys(&entries, profile) {
+            Ok(parsed) => keys = parsed,
+            Err(problems) => {
+                let key = if file.is_some() { "api.keys_file" } else { key };
+                for problem in problems {
+                    reader.fault(key, problem);
+                }
+            }
+        }
+    }
+    reader.note(key, quoted_list(keys.iter().map(show_api_key)));
+    note_file(reader, "api.keys_file");
+    Api { keys, keys_file: file }
+}
+
+fn show_api_key(key: &ApiKey) -> String {
+    let scopes: Vec<&str> = key.scopes.iter().copied().map(Scope::label).collect();
+    format!("{}:<redacted>:{}", key.name, scopes.join("+"))
+}
+
+fn limits(reader: &mut Reader) -> Limits {
+    Limits {
+        connections: reader.count("limits.connections", 1..=10_000_000),
+        heartbeat: reader.duration("limits.heartbeat", Duration::from_millis(100)..=HOUR),
+        inbound_bytes: reader.size("limits.inbound_bytes", 64..=16 * MIB),
+        queue_bytes: reader.size("limits.queue_bytes", 1024..=1024 * MIB),
+        queue_events: reader.count("limits.queue_events", 1..=1_000_000),
+        groups: reader.count("limits.groups", 1..=1024),
+        data_bytes: reader.size("limits.data_bytes", 64..=16 * MIB),
+        body_bytes: reader.size("limits.body_bytes", 1024..=64 * MIB),
+    }
+}
+
+fn log(reader: &mut Reader) -> Log {
+    let formats = [("pretty", LogFormat::Pretty), ("json", LogFormat::Json)];
+    Log {
+        format: reader.choice("log.format", &formats, LogFormat::Pretty),
+        level: reader.string("log.level", rules::log_level),
+    }
+}
+
+fn reserved(reader: &mut Reader) -> Reserved {
+    Reserved {
+        history_events: reader.count("history.events", 0..=100_000),
+        history_ttl: reader.duration("history.ttl", Duration::from_secs(1)..=30 * DAY),
+        session_recheck: reader.duration("auth.session.recheck", Duration::from_millis(100)..=DAY),
+        connections_per_user: reader.count("limits.connections_per_user", 0..=1_000_000),
+    }
+}
+
+/// Rules that no key breaks alone. A placeholder must break none of them.
+fn across(config: &Config, reader: &mut Reader) {
+    let (public, internal) = (config.public.bind, config.internal.bind);
+    let same_ip = public.ip() == internal.ip()
+        || public.ip().is_unspecified()
+        || internal.ip().is_unspecified();
+    if public.port() != 0 && public.port() == internal.port() && same_ip {
+        let what = format!("{internal} is also public.bind");
+        let advice = "give each listener its own port: the internal one is not for browsers";
+        reader.fault("internal.bind", Problem::new(what, advice));
+    }
+    let sizes = ["limits.body_bytes", "limits.data_bytes"];
+    if config.limits.body_bytes < config.limits.data_bytes
+        && sizes.iter().all(|key| reader.is_good(key))
+    {
+        let what = "is below limits.data_bytes, which a body must hold";
+        reader.fault("limits.body_bytes", Problem::new(what, "raise it, or lower the other"));
+    }
+    let jwt = &config.auth.jwt;
+    let claims = [&jwt.user_claim, &jwt.session_claim, &jwt.groups_claim];
+    for (i, name) in claims.iter().enumerate() {
+        let standard = ["exp", "nbf", "iat", "iss", "aud"].contains(&name.as_str());
+        if !name.is_empty() && (standard || claims[..i].contains(name)) {
+            let key = ["auth.jwt.user_claim", "auth.jwt.session_claim", "auth.jwt.groups_claim"][i];
+            let what = format!("the claim {name:?} says something else already");
+            reader.fault(key, Problem::new(what, "name another claim"));
+        }
+    }
+}
+
+/// The path that the twin of a secret names.
+fn file_of(reader: &mut Reader, key: &str) -> Option<PathBuf> {
+    let path = reader.text(&format!("{key}_file"))?;
+    if path.is_empty() { None } else { Some(PathBuf::from(path)) }
+}
+
+/// A secret from its layer or its file, and that file. A file that cannot be read is a fault.
+fn secret(reader: &mut Reader, key: &str) -> Option<(String, Option<PathBuf>)> {
+    let Some(path) = file_of(reader, key) else {
+        return reader.text(key).filter(|text| !text.is_empty()).map(|text| (text, None));
+    };
+    match secrets::read(&path) {
+        Ok(text) => Some((text, Some(path))),
+        Err(problem) => {
+            reader.fault(&format!("{key}_file"), problem);
+            None
+        }
+    }
+}
+
+fn note_file(reader: &mut Reader, key: &str) {
+    if let Some(path) = reader.text(key) {
+        reader.note(key, quoted(&path));
+    }
+}
+
+fn redacted(set: bool) -> String {
+    quoted(if set { "<redacted>" } else { "" })
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,9 +6,18 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 
+mod fault;
+mod layers;
 pub mod load;
+mod reader;
+pub(crate) mod rules;
+pub mod secrets;
 pub mod show;
 pub mod units;
+mod unknown;
+
+pub use fault::{Fault, Faults};
+pub use layers::{Flag, Sources};
 
 /// Which set of defaults is in force, by `BELFRY_PROFILE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +51,8 @@ pub struct Config {
     pub drain: Drain,
     /// Log lines.
     pub log: Log,
+    /// Checked, and without effect in this version.
+    pub reserved: Reserved,
 }
 
 /// `[public]`
@@ -269,4 +280,18 @@ pub enum LogFormat {
     Pretty,
     /// For machines: one JSON object a line.
     Json,
+}
+
+/// Keys that deployments may set already, although what they govern is not built yet: they are
+/// parsed and checked, so that a value that is good today stays good.
+#[derive(Clone, Debug)]
+pub struct Reserved {
+    /// `history.events`: events to keep per channel.
+    pub history_events: usize,
+    /// `history.ttl`: how long to keep them.
+    pub history_ttl: Duration,
+    /// `auth.session.recheck`: time between two looks at a session.
+    pub session_recheck: Duration,
+    /// `limits.connections_per_user`: connections of one user; 0 means no limit of its own.
+    pub connections_per_user: usize,
 }
