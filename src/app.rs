@@ -9,7 +9,7 @@ use crate::{
     auth::{Authenticator, api_key::ApiKeys, origin::Origins},
     bus::{
         Feed, Publisher,
-        memory::MemoryBus,
+        memory::{Capacity, MemoryBus},
         redis,
         subscriber::{self, Health, Subscriber},
     },
@@ -21,7 +21,8 @@ use crate::{
     lifecycle::{Lifecycle, Phase, Stop},
     outbox::Bounds,
     registry::Registry,
-    store::{self, Store},
+    rotation,
+    store::{Store, memory::MemoryStore},
     telemetry::Metrics,
 };
 
@@ -72,17 +73,15 @@ pub async fn run(
         leeway: config.auth.jwt.leeway,
         state: Arc::new(public::State {
             authenticator: Arc::clone(&authenticator),
-            origins: Origins::parse(&config.auth.origins)
-                .map_err(|text| StartError::Setting(format!("auth.origins: {text} is no origin")))?,
+            origins: Origins::parse(&config.auth.origins).map_err(|text| {
+                StartError::Setting(format!("auth.origins: {text} is no origin"))
+            })?,
             reject: config.auth.reject,
             explain: config.profile == Profile::Development,
             health: Arc::clone(&health),
             lifecycle: Arc::clone(&lifecycle),
             registry: registry.clone(),
-            bounds: Bounds {
-                frames: config.limits.queue_events,
-                bytes: config.limits.queue_bytes,
-            },
+            bounds: Bounds { frames: config.limits.queue_events, bytes: config.limits.queue_bytes },
             inbound_bytes: config.limits.inbound_bytes,
             metrics: metrics.clone(),
         }),
@@ -115,6 +114,7 @@ pub async fn run(
         subscriber_settings(&config),
     );
     let subscriber = actix_rt::spawn(subscriber.run());
+    let rotation = actix_rt::spawn(rotation::run(config.clone(), authenticator, keys));
 
     for (listener, address) in [("public", addresses.0), ("internal", addresses.1)] {
         tracing::info!(listener, %address, "listening");
@@ -131,6 +131,7 @@ pub async fn run(
     // The internal server goes last, so that /metrics shows the drain to its end.
     public_handle.stop(false).await;
     subscriber.abort();
+    rotation.abort();
     internal_handle.stop(false).await;
     for (name, server) in [("public", public), ("internal", internal)] {
         if let Ok(Err(error)) = server.await {
@@ -145,12 +146,12 @@ type Broker = (Arc<dyn Publisher>, Box<dyn Feed>, Arc<dyn Store>);
 fn broker(config: &Config) -> Result<Broker, StartError> {
     match &config.redis {
         None => {
-            let (publisher, feed) = MemoryBus::new();
-            Ok((Arc::new(publisher), Box::new(feed), Arc::new(store::memory::MemoryStore::new())))
+            let (publisher, feed) = MemoryBus::new(Capacity::default());
+            Ok((Arc::new(publisher), Box::new(feed), Arc::new(MemoryStore::default())))
         }
         Some(settings) => {
-            let redis = redis::connect(settings)
-                .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
+            let redis =
+                redis::connect(settings).map_err(|error| StartError::Setting(error.to_string()))?;
             Ok((Arc::new(redis.publisher), Box::new(redis.feed), Arc::new(redis.store)))
         }
     }

@@ -24,7 +24,10 @@ pub mod lifecycle;
 pub mod net;
 pub mod outbox;
 pub mod registry;
+pub mod rotation;
 pub mod store;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod throttle;
 pub mod timer;

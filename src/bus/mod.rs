@@ -16,9 +16,9 @@ use crate::event::Channel;
 pub mod envelope;
 pub mod memory;
 pub mod redis;
+pub mod subscriber;
 #[cfg(test)]
 mod suite;
-pub mod subscriber;
 
 /// One message for one channel.
 #[derive(Clone, Debug)]

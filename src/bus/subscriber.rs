@@ -174,6 +174,7 @@ impl Subscriber {
                     }
                 }
                 _ = tick.tick() => {
+                    self.metrics.redis_up(Role::Publisher, publisher.is_up());
                     if self.overdue() {
                         self.lost("a probe did not come back: the subscription is deaf");
                         self.feed.restart().await;

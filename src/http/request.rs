@@ -355,7 +355,9 @@ mod tests {
 
     #[test]
     fn users_come_once_each() {
-        let event = good(r#"{"to":{"users":["a","b","a"]},"type":"t","data":1,"except":{"users":["b","b"]}}"#);
+        let event = good(
+            r#"{"to":{"users":["a","b","a"]},"type":"t","data":1,"except":{"users":["b","b"]}}"#,
+        );
         assert_eq!(event.to.len(), 2);
         assert_eq!(event.except.len(), 1);
         assert_eq!(event.target, Target::Users);
@@ -369,7 +371,16 @@ mod tests {
         assert_eq!(status, 422);
         assert_eq!(
             pointers,
-            ["/exept", "/to/user", "/type", "/data", "/except/user", "/except/users", "/sender", "/transient"]
+            [
+                "/exept",
+                "/to/user",
+                "/type",
+                "/data",
+                "/except/user",
+                "/except/users",
+                "/sender",
+                "/transient"
+            ]
         );
     }
 
@@ -399,7 +410,8 @@ mod tests {
     #[test]
     fn exceptions_are_never_guessed() {
         for except in ["null", "\"x\"", "[]", "{}", r#"{"users":null}"#, r#"{"users":[""]}"#] {
-            let body = format!(r#"{{"to":{{"broadcast":true}},"type":"t","data":1,"except":{except}}}"#);
+            let body =
+                format!(r#"{{"to":{{"broadcast":true}},"type":"t","data":1,"except":{except}}}"#);
             assert_eq!(bad(&body).0, 422, "{except}");
         }
         let none = good(r#"{"to":{"broadcast":true},"type":"t","data":1,"except":{"users":[]}}"#);
