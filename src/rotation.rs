@@ -5,7 +5,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use secrecy::ExposeSecret as _;
+use secrecy::ExposeSecret;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
@@ -33,9 +33,8 @@ pub async fn run(mut config: Config, authenticator: Arc<Authenticator>, keys: Ar
         if let Some(path) = secret_file.clone() {
             match read(path, config.profile, secrets::jwt_secret).await {
                 Ok(secret) => {
-                    let new = secret.expose_secret();
-                    let old = config.auth.jwt.secret.as_ref().map(|old| old.expose_secret());
-                    if old != Some(new) {
+                    let old = config.auth.jwt.secret.as_ref().map(ExposeSecret::expose_secret);
+                    if old != Some(secret.expose_secret()) {
                         config.auth.jwt.secret = Some(secret);
                         authenticator.replace(Verifier::new(&config));
                         tracing::info!(target: "audit", action = "rotated", what = "auth.jwt.secret");

@@ -26,10 +26,17 @@ pub fn development_token(config: &Config) -> Option<String> {
 
 /// Shows the [`banner`] on standard error, where there is one.
 pub fn greet(config: &Config, public: SocketAddr, internal: SocketAddr) {
-    let text = banner(config, public, internal, development_token(config).as_deref());
+    let text = banner(&program(), config, public, internal, development_token(config).as_deref());
     if !text.is_empty() {
         status(&text);
     }
+}
+
+/// This program as it was called, so that the line works when pasted: `belfry` where it is
+/// installed, a path where it was just built.
+fn program() -> String {
+    let called = std::env::args().next().unwrap_or_default();
+    if called.contains('/') && !called.contains(' ') { called } else { "belfry".to_owned() }
 }
 
 /// The URLs, and two commands to paste that show an event arrive. Empty in production.
@@ -38,6 +45,7 @@ pub fn greet(config: &Config, public: SocketAddr, internal: SocketAddr) {
 /// [`development_token`]'s.
 #[must_use]
 pub fn banner(
+    program: &str,
     config: &Config,
     public: SocketAddr,
     internal: SocketAddr,
@@ -52,8 +60,8 @@ pub fn banner(
         (address, base) => format!(" --url ws://{address}{base}"),
     };
     let listen = match token {
-        Some(token) => format!("belfry listen{listen_at} --token {token}"),
-        None => format!("belfry listen{listen_at} --token <a token of yours>"),
+        Some(token) => format!("{program} listen{listen_at} --token {token}"),
+        None => format!("{program} listen{listen_at} --token <a token of yours>"),
     };
     let known = secrets::hash(secrets::DEVELOPMENT_KEY);
     let key = if config.api.keys.iter().any(|key| key.hash == known) {
@@ -100,7 +108,7 @@ mod tests {
     #[test]
     fn the_commands_use_the_ports_in_fact() {
         let config = config(&[("BELFRY__PUBLIC__BASE_PATH", "/push")]);
-        let text = banner(&config, at(4001), at(4002), Some("t.o.k"));
+        let text = banner("belfry", &config, at(4001), at(4002), Some("t.o.k"));
         assert!(text.contains("\nbelfry listen --url ws://127.0.0.1:4001/push --token t.o.k\n"));
         assert!(text.contains("curl -X POST http://127.0.0.1:4002/v1/events \\\n"));
         assert!(text.contains("Bearer belfry-development-key"));
@@ -109,7 +117,7 @@ mod tests {
 
     #[test]
     fn the_default_port_needs_no_url() {
-        let text = banner(&config(&[]), at(8080), at(8081), Some("t.o.k"));
+        let text = banner("belfry", &config(&[]), at(8080), at(8081), Some("t.o.k"));
         assert!(text.contains("\nbelfry listen --token t.o.k\n"), "{text}");
     }
 
@@ -118,7 +126,7 @@ mod tests {
         let key = format!("x:{}", "0".repeat(64));
         let config = config(&[("BELFRY__API__KEYS", &key), ("BELFRY__AUTH__JWT__SECRET", "")]);
         assert_eq!(development_token(&config), None);
-        let text = banner(&config, at(8080), at(8081), None);
+        let text = banner("belfry", &config, at(8080), at(8081), None);
         assert!(text.contains("--token <a token of yours>"));
         assert!(!text.contains("belfry-development-key"));
     }
@@ -132,6 +140,6 @@ mod tests {
             ("BELFRY__AUTH__JWT__SECRET", "0123456789abcdef0123456789abcdef"),
         ]);
         assert_eq!(development_token(&config), None);
-        assert_eq!(banner(&config, at(8080), at(8081), Some("t")), "");
+        assert_eq!(banner("belfry", &config, at(8080), at(8081), Some("t")), "");
     }
 }

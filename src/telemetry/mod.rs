@@ -3,6 +3,8 @@
 //! Labels are enums or words from a closed set, never anything that a user can choose, so the
 //! number of series is fixed (contract §8).
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
@@ -20,10 +22,20 @@ pub use worker::WorkerMetrics;
 /// # Errors
 /// When the filter does not parse or a subscriber is installed already.
 pub fn init(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let filter = EnvFilter::try_new(&log.level)?;
+    let mut filter = EnvFilter::try_new(&log.level)?;
+    for (library, level) in LIBRARIES {
+        if !log.level.contains(library) {
+            filter = filter.add_directive(format!("{library}={level}").parse()?);
+        }
+    }
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_target(true);
     match log.format {
-        LogFormat::Pretty => lines.compact().try_init(),
+        LogFormat::Pretty => lines.compact().with_ansi(std::io::stdout().is_terminal()).try_init(),
         LogFormat::Json => lines.json().with_current_span(false).with_span_list(false).try_init(),
     }
 }
+
+/// Libraries that speak of what an operator does not ask for, or, at their finest levels, of bytes
+/// in which a credential may stand. They are quieter than the rest unless `log.level` names them.
+const LIBRARIES: [(&str, &str); 4] =
+    [("actix_server", "warn"), ("actix_http", "warn"), ("fred", "error"), ("mio", "warn")];
