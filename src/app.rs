@@ -22,7 +22,7 @@ use crate::{
     outbox::Bounds,
     registry::Registry,
     rotation,
-    store::{Store, memory::MemoryStore},
+    store::{Store, memory::MemoryStore, redis::RedisStore},
     telemetry::Metrics,
 };
 
@@ -152,7 +152,8 @@ fn broker(config: &Config) -> Result<Broker, StartError> {
         Some(settings) => {
             let redis =
                 redis::connect(settings).map_err(|error| StartError::Setting(error.to_string()))?;
-            Ok((Arc::new(redis.publisher), Box::new(redis.feed), Arc::new(redis.store)))
+            let store = RedisStore::new(redis.commands, &settings.prefix);
+            Ok((Arc::new(redis.publisher), Box::new(redis.feed), Arc::new(store)))
         }
     }
 }

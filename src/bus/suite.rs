@@ -11,7 +11,7 @@ use super::{BusError, Destination, Feed, Incoming, Message, Publisher, memory, r
 use crate::{
     config,
     event::{Channel, Group, UserId},
-    store::{Claim, IDEMPOTENCY_TTL, Store, memory::MemoryStore},
+    store::{Claim, IDEMPOTENCY_TTL, Store, memory::MemoryStore, redis::RedisStore},
     testing::{RedisServer, eventually},
 };
 
@@ -56,7 +56,7 @@ impl Bus {
         Self {
             publisher: Arc::new(bus.publisher),
             feed: Box::new(bus.feed),
-            store: Arc::new(bus.store),
+            store: Arc::new(RedisStore::new(bus.commands, &settings.prefix)),
             redis: Some(server),
         }
     }

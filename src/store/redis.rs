@@ -29,6 +29,8 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
+    /// A store that shares this connection, with keys under `prefix`.
+    #[must_use]
     pub(crate) fn new(commands: Arc<Commands>, prefix: &str) -> Self {
         Self { commands, prefix: format!("{prefix}idempotency:") }
     }

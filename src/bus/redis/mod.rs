@@ -9,7 +9,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use crate::{config, store::redis::RedisStore};
+use crate::config;
 
 pub(crate) mod commands;
 mod feed;
@@ -57,8 +57,8 @@ pub struct Redis {
     pub publisher: RedisPublisher,
     /// For the subscriber actor.
     pub feed: RedisFeed,
-    /// Shares the publisher's connection.
-    pub store: RedisStore,
+    /// The publisher's connection, which a store may share.
+    pub(crate) commands: Arc<Commands>,
     /// Whether the feed's subscription stands. The publisher's is
     /// [`Publisher::is_up`](super::Publisher::is_up).
     pub subscribed: Up,
@@ -77,8 +77,8 @@ pub fn connect(settings: &config::Redis) -> Result<Redis, ConnectError> {
     let subscribed = Up::default();
     Ok(Redis {
         feed: RedisFeed::start(links, Arc::clone(&names), subscribed.clone()),
-        store: RedisStore::new(Arc::clone(&commands), &settings.prefix),
-        publisher: RedisPublisher { commands, names },
+        publisher: RedisPublisher { commands: Arc::clone(&commands), names },
+        commands,
         subscribed,
     })
 }
