@@ -52,6 +52,7 @@ pub async fn run(
     started: impl FnOnce(std::net::SocketAddr, std::net::SocketAddr),
 ) -> Result<(), StartError> {
     let mut stop = Stop::listen()?;
+    raise_open_files();
     let metrics = Metrics::new(config.limits.connections);
     count_panics(metrics.clone());
     let lifecycle = Arc::new(Lifecycle::default());
@@ -178,6 +179,15 @@ async fn drain(config: &Config, lifecycle: &Lifecycle, registry: &Registry, metr
         tracing::warn!(left = registry.connections(), "connections are left and are cut");
     }
     metrics.drain_remaining(0);
+}
+
+/// Every connection is a file descriptor, and shells hand out 1,024; what the system allows at most
+/// is ours to take.
+fn raise_open_files() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit on open files could not be raised"),
+    }
 }
 
 /// A panic ends its own task only (`panic = "unwind"`); it is a bug all the same, so it is counted.

@@ -114,6 +114,9 @@ pub struct Subscriber {
     /// The next probe covers every kind of channel.
     all_kinds: bool,
     poison: Throttle,
+    started: Instant,
+    /// The last complaint in the log.
+    said: Option<String>,
 }
 
 struct Probe {
@@ -150,6 +153,8 @@ impl Subscriber {
             gap: None,
             all_kinds: true,
             poison: Throttle::default(),
+            started: Instant::now(),
+            said: None,
         }
     }
 
@@ -307,6 +312,7 @@ impl Subscriber {
         self.all_kinds = false;
         if !self.health.delivers() {
             tracing::info!("what is published reaches this replica");
+            self.said = None;
         }
         self.health.proved();
         self.up(true);
@@ -324,10 +330,13 @@ impl Subscriber {
     }
 
     fn fail(&mut self, why: &str) {
-        if self.health.delivers() || self.health.why().as_deref() != Some(why) {
-            tracing::warn!(why, "what is published may not reach this replica");
-        }
+        let news = self.health.delivers() || self.said.as_deref() != Some(why);
         self.health.failed(why);
+        // Right after the start, a connection that is still being made is no news.
+        if news && self.started.elapsed() > RETRY * 4 {
+            tracing::warn!(why, "what is published may not reach this replica");
+            self.said = Some(why.to_owned());
+        }
         self.up(false);
     }
 
