@@ -14,6 +14,7 @@ use crate::{
         subscriber::{self, Health, Subscriber},
     },
     config::{Config, Profile},
+    gate::Gate,
     http::{
         internal, public,
         server::{self, PublicServer},
@@ -72,6 +73,7 @@ pub async fn run(
         connections: config.limits.connections,
         heartbeat: config.limits.heartbeat,
         leeway: config.auth.jwt.leeway,
+        recheck: config.reserved.session_recheck,
         state: Arc::new(public::State {
             authenticator: Arc::clone(&authenticator),
             origins: Origins::parse(&config.auth.origins).map_err(|text| {
@@ -81,7 +83,9 @@ pub async fn run(
             explain: config.profile == Profile::Development,
             health: Arc::clone(&health),
             lifecycle: Arc::clone(&lifecycle),
+            gate: Gate::default(),
             registry: registry.clone(),
+            seats: Arc::default(),
             bounds: Bounds { frames: config.limits.queue_events, bytes: config.limits.queue_bytes },
             inbound_bytes: config.limits.inbound_bytes,
             metrics: metrics.clone(),

@@ -8,6 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use secrecy::SecretString;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
 /// Longest user id or group name, in bytes (contract §2).
 pub const NAME_BYTES: usize = 256;
 /// Longest event type, in characters (contract §5).
@@ -106,17 +110,155 @@ pub enum Channel {
     Broadcast,
 }
 
+/// A session at its issuer, by which connections can be closed: the SHA-256 of its id, so that the
+/// id itself, which may be a cookie, is kept nowhere.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionKey([u8; 32]);
+
+impl SessionKey {
+    /// How a key is written where an id might stand instead.
+    const PREFIX: &str = "sha256:";
+
+    /// The key of this session id.
+    #[must_use]
+    pub fn of(id: &str) -> Self {
+        Self(Sha256::digest(id.as_bytes()).into())
+    }
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(Self::PREFIX)?.as_bytes();
+        let mut key = [0; 32];
+        if digits.len() != 64 {
+            return None;
+        }
+        for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |at: usize| char::from(*pair.get(at)?).to_digit(16);
+            *byte = u8::try_from(digit(0)? << 4 | digit(1)?).ok()?;
+        }
+        Some(Self(key))
+    }
+}
+
+impl fmt::Display for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::PREFIX)?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The id of one connection, unique over all replicas and time.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnectionId(Uuid);
+
+impl ConnectionId {
+    /// A new one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Uuid::try_parse(text).ok().filter(|_| text.len() == 32).map(Self)
+    }
+}
+
+impl Default for ConnectionId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.0.as_simple(), f)
+    }
+}
+
+impl fmt::Debug for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// Who a connection belongs to, as its credential says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Principal {
     /// Whose events it gets.
     pub user: UserId,
-    /// The session at the issuer, by which it can be closed.
-    pub session: Option<String>,
+    /// The session at the issuer.
+    pub session: Option<SessionKey>,
     /// Groups whose events it gets as well; each once.
     pub groups: Vec<Group>,
     /// The credential's end.
     pub expires: Option<SystemTime>,
+    /// When the credential was issued, where it says so: a revocation of the user's credentials
+    /// "issued before now" goes by it, and takes one that does not say for an older one.
+    pub issued: Option<SystemTime>,
+    /// The session cookie that the connection stands on, to be looked up again and again; `None`
+    /// for tokens.
+    pub cookie: Option<SecretString>,
+}
+
+/// Which connections an order is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// All of a user.
+    User(UserId),
+    /// All of a session.
+    Session(SessionKey),
+    /// One.
+    Connection(ConnectionId),
+}
+
+/// An order to close connections, on whichever replica they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Which.
+    pub subject: Subject,
+    /// But not this one.
+    pub except_connection: Option<ConnectionId>,
+    /// And none of this session.
+    pub except_session: Option<SessionKey>,
+    /// What their clients are told.
+    pub cause: CloseCause,
+    /// When it was given.
+    pub given: SystemTime,
+}
+
+impl Order {
+    /// Clocks of replicas may differ by this much.
+    const SKEW: Duration = Duration::from_secs(1);
+
+    /// Whether it is about this connection.
+    #[must_use]
+    pub fn concerns(&self, id: ConnectionId, user: &UserId, session: Option<SessionKey>) -> bool {
+        let subject = match &self.subject {
+            Subject::User(subject) => subject == user,
+            Subject::Session(subject) => session == Some(*subject),
+            Subject::Connection(subject) => *subject == id,
+        };
+        let excepted = self.except_connection == Some(id)
+            || self.except_session.is_some() && self.except_session == session;
+        subject && !excepted
+    }
+
+    /// Whether a connection made at this time is old enough for it: an order is also read late, by
+    /// a replica that was cut off or while a handshake is under way, and is not about those who
+    /// came after it.
+    #[must_use]
+    pub fn reaches(&self, made: SystemTime) -> bool {
+        made <= self.given + Self::SKEW
+    }
 }
 
 /// Why the server ends a connection: the close code, its reason and what the client should do
@@ -145,6 +287,16 @@ pub enum CloseCause {
     SlowConsumer,
     /// The credential reached its end.
     TokenExpired,
+    /// The session is gone: it ended, or its id was replaced at a login.
+    SessionEnded,
+    /// An order by the API.
+    Revoked,
+    /// The user has a newer connection too many (`limits.user_policy = "oldest"`).
+    Replaced,
+    /// The user has too many connections (`limits.user_policy = "refuse"`).
+    TooMany,
+    /// The client sends too fast.
+    Rate,
     /// Nothing came for two heartbeats.
     NoPong,
 }
@@ -162,7 +314,7 @@ pub enum Advice {
 
 impl CloseCause {
     /// Every cause, in the order of the table; a closed set, so it may be a metric label.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::Normal,
         Self::Gone,
         Self::Protocol,
@@ -174,6 +326,11 @@ impl CloseCause {
         Self::Overloaded,
         Self::SlowConsumer,
         Self::TokenExpired,
+        Self::SessionEnded,
+        Self::Revoked,
+        Self::Replaced,
+        Self::TooMany,
+        Self::Rate,
         Self::NoPong,
     ];
 
@@ -190,8 +347,11 @@ impl CloseCause {
             Self::Internal => 1011,
             Self::Restart => 1012,
             Self::Overloaded | Self::SlowConsumer => 1013,
-            Self::TokenExpired => 4401,
+            Self::TokenExpired | Self::SessionEnded => 4401,
+            Self::Revoked => 4403,
             Self::NoPong => 4408,
+            Self::Replaced => 4409,
+            Self::TooMany | Self::Rate => 4429,
         }
     }
 
@@ -211,6 +371,11 @@ impl CloseCause {
             Self::Overloaded => "overloaded",
             Self::SlowConsumer => "slow_consumer",
             Self::TokenExpired => "token_expired",
+            Self::SessionEnded => "session_ended",
+            Self::Revoked => "revoked",
+            Self::Replaced => "replaced",
+            Self::TooMany => "too_many",
+            Self::Rate => "rate",
             Self::NoPong => "no_pong",
         }
     }
@@ -220,8 +385,14 @@ impl CloseCause {
     #[must_use]
     pub fn advice(self) -> Advice {
         match self {
-            Self::Normal | Self::Protocol | Self::Encoding | Self::TooBig => Advice::Stay,
-            Self::Unauthorized | Self::TokenExpired => Advice::Renew,
+            Self::Normal
+            | Self::Protocol
+            | Self::Encoding
+            | Self::TooBig
+            | Self::Revoked
+            | Self::Replaced => Advice::Stay,
+            Self::Unauthorized | Self::TokenExpired | Self::SessionEnded => Advice::Renew,
+            Self::TooMany | Self::Rate => Advice::Return(Duration::from_secs(60)),
             Self::NoPong | Self::Gone => Advice::Return(Duration::from_secs(1)),
             Self::Internal | Self::Restart | Self::SlowConsumer => {
                 Advice::Return(Duration::from_secs(2))

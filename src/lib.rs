@@ -19,12 +19,14 @@ pub mod config;
 pub mod connection;
 pub mod event;
 pub mod frame;
+pub mod gate;
 pub mod http;
 pub mod lifecycle;
 pub mod net;
 pub mod outbox;
 pub mod registry;
 pub mod rotation;
+pub mod seats;
 pub mod store;
 pub mod telemetry;
 #[cfg(test)]

@@ -48,6 +48,8 @@ pub enum Signal {
     Close(CloseCause),
     /// Close with 1012 at this moment (or earlier).
     Leave(Instant),
+    /// Look the session up now: it may be gone.
+    Recheck,
     /// The deadline that was set has come.
     Due,
 }
@@ -82,6 +84,7 @@ pub struct Outbox {
     due: Cell<bool>,
     close: Cell<Option<CloseCause>>,
     leave: Cell<Option<Instant>>,
+    recheck: Cell<bool>,
 }
 
 impl Outbox {
@@ -103,6 +106,7 @@ impl Outbox {
             due: Cell::new(false),
             close: Cell::new(None),
             leave: Cell::new(None),
+            recheck: Cell::new(false),
         })
     }
 
@@ -211,6 +215,12 @@ impl Outbox {
         wake(&mut self.state.borrow_mut().actor);
     }
 
+    /// Asks the actor to look its session up.
+    pub fn request_recheck(&self) {
+        self.recheck.set(true);
+        wake(&mut self.state.borrow_mut().actor);
+    }
+
     /// Tells the actor that its deadline has come.
     pub fn due(&self) {
         self.due.set(true);
@@ -231,6 +241,9 @@ impl Outbox {
         }
         if let Some(at) = self.leave.take() {
             return Poll::Ready(Signal::Leave(at));
+        }
+        if self.recheck.take() {
+            return Poll::Ready(Signal::Recheck);
         }
         if self.due.take() {
             return Poll::Ready(Signal::Due);

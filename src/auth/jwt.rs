@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     config::Config,
-    event::{Group, NameError, Principal, UserId},
+    event::{Group, NameError, Principal, SessionKey, UserId},
 };
 
 /// The rule that a token breaks. The text never repeats the token.
@@ -174,9 +174,11 @@ impl Settings {
             .ok_or_else(|| Fault::Missing(self.user_claim.clone()))?;
         Ok(Principal {
             user: UserId::new(user).map_err(Fault::User)?,
-            session: text(claims, &self.session_claim)?.map(str::to_owned),
+            session: text(claims, &self.session_claim)?.map(SessionKey::of),
             groups: self.groups(claims)?,
             expires: Some(expires),
+            issued: claims.get("iat").and_then(moment),
+            cookie: None,
         })
     }
 

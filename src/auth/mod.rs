@@ -31,6 +31,25 @@ pub struct Head<'a> {
     pub headers: &'a HeaderMap,
     /// The query string, still encoded.
     pub query: &'a str,
+    /// Whether it bears an Origin, and an allowed one: a cookie is taken from no other.
+    pub origin: bool,
+}
+
+/// Why a request is not let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// Its credential is missing or does not hold.
+    Unauthorized(Unauthorized),
+    /// Its credential is a cookie, which a page of any site can make a browser send.
+    NoOrigin,
+    /// Its credential cannot be checked now.
+    Away,
+}
+
+impl From<Unauthorized> for Denied {
+    fn from(fault: Unauthorized) -> Self {
+        Self::Unauthorized(fault)
+    }
 }
 
 /// Why nobody was let in. The detail is for logs and metrics; a client only ever learns
@@ -76,21 +95,21 @@ impl Authenticator {
     ///
     /// # Errors
     /// With the kind that was tried, if any.
-    pub fn authenticate(
+    pub async fn authenticate(
         &self,
         head: Head<'_>,
-    ) -> Result<(Method, Principal), (Option<Method>, Unauthorized)> {
+    ) -> Result<(Method, Principal), (Option<Method>, Denied)> {
         let (method, token) = match self.find(head) {
             Ok(Some(found)) => found,
-            Ok(None) => return Err((None, Unauthorized::Missing)),
-            Err(method) => return Err((Some(method), Unauthorized::Ambiguous)),
+            Ok(None) => return Err((None, Unauthorized::Missing.into())),
+            Err(method) => return Err((Some(method), Unauthorized::Ambiguous.into())),
         };
         let begun = Instant::now();
-        let verdict = self.verify(&token);
+        let verdict = self.verify(&token).await;
         self.metrics.auth(method, begun.elapsed());
         match verdict {
             Ok(principal) => Ok((method, principal)),
-            Err(fault) => Err((Some(method), fault.into())),
+            Err(fault) => Err((Some(method), Unauthorized::from(fault).into())),
         }
     }
 
@@ -98,7 +117,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// Names the rule that fails.
-    pub fn verify(&self, token: &str) -> Result<Principal, Fault> {
+    pub async fn verify(&self, token: &str) -> Result<Principal, Fault> {
         self.verifier.load().verify(token)
     }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
 use rand::Rng as _;
 use tokio::time::Instant;
 
@@ -59,9 +60,27 @@ pub trait Inbound {
     fn next(&mut self) -> impl Future<Output = Option<Received>>;
 }
 
-/// Checks a credential that a client sent to replace its own; the error is a word from a closed
-/// set. Implemented by `auth`, which this module does not know.
-pub type Renew = Rc<dyn Fn(&str) -> Result<Principal, &'static str>>;
+/// Checks credentials of connections that are open. Implemented with `auth`, which this module
+/// does not know.
+pub trait Credentials {
+    /// A token that a client sent to replace its credential; the error is a word from a closed set.
+    fn renew(&self, token: String) -> LocalBoxFuture<'static, Result<Principal, &'static str>>;
+
+    /// Whether the session cookie behind a connection still holds. Only called for principals
+    /// that have one.
+    fn recheck(&self, principal: &Principal) -> LocalBoxFuture<'static, Standing>;
+}
+
+/// What became of a session.
+#[derive(Clone, Debug)]
+pub enum Standing {
+    /// It is there; with its end, where it has one, and its groups as they are now.
+    Holds(Box<Principal>),
+    /// It is gone, or another user's.
+    Ended,
+    /// It could not be looked up: the connection goes on as it is.
+    Unknown,
+}
 
 /// What all connections of a worker have in common.
 pub struct Settings {
@@ -69,8 +88,10 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// Granted after a credential's end.
     pub leeway: Duration,
-    /// Checks a renewal.
-    pub renew: Renew,
+    /// Looks after credentials.
+    pub credentials: Rc<dyn Credentials>,
+    /// How often a session cookie is looked up again; spread by a quarter either way.
+    pub recheck: Duration,
     /// Where ends and drops are counted.
     pub metrics: Metrics,
 }
@@ -91,24 +112,29 @@ pub struct Connection<I> {
     pub principal: Principal,
     /// What it has in common with others.
     pub settings: Rc<Settings>,
+    /// What it occupies elsewhere; given back at its end.
+    pub hold: Box<dyn std::any::Any>,
 }
 
 impl<I: Inbound> Connection<I> {
     /// Runs it to its end.
     pub async fn run(self) {
-        let Self { mut inbound, outbox, link, registration, timer, principal, settings } = self;
+        let Self { mut inbound, outbox, link, registration, timer, principal, settings, hold } =
+            self;
         let mut live = Live {
             session: Session::new(Instant::now(), settings.heartbeat, settings.leeway),
             outbox: Rc::clone(&outbox),
             registration,
             principal,
             settings: Rc::clone(&settings),
+            pending: None,
         };
+        live.plan_recheck();
         live.session.expires(moment(live.principal.expires));
         let end = live.run(&mut inbound, &timer).await;
         // Out of the registry before the farewell: nothing is delivered after it.
         drop(live);
-        drop(timer);
+        drop((timer, hold));
         settings.metrics.close(end.cause());
         part(end, &mut inbound, &outbox, &link).await;
     }
@@ -148,6 +174,14 @@ struct Live {
     registration: Registration,
     principal: Principal,
     settings: Rc<Settings>,
+    /// A question about the credential that is under way; there is one at a time.
+    pending: Option<LocalBoxFuture<'static, Answer>>,
+}
+
+/// The answer to a question about the credential.
+enum Answer {
+    Renewed(Result<Principal, &'static str>),
+    Rechecked(Standing),
 }
 
 impl Live {
@@ -164,6 +198,7 @@ impl Live {
                     biased;
                     signal = self.outbox.signalled() => self.signal(signal),
                     received = inbound.next() => self.received(received),
+                    answer = answer(&mut self.pending) => self.answered(answer),
                 };
                 match step {
                     Next::Go => {}
@@ -182,6 +217,7 @@ impl Live {
         while let Some(step) = self.session.due(Instant::now()) {
             match step {
                 Step::Close(cause) => return Some(cause),
+                Step::Recheck => self.recheck(),
                 Step::Ping => self.say(&Frame::heartbeat()),
                 Step::Warn(left) => {
                     let notice = Notice::TokenExpiring { expires_in_ms: millis(left) };
@@ -205,6 +241,10 @@ impl Live {
             Signal::Leave(at) => {
                 self.session.leave(at);
                 Next::Settle
+            }
+            Signal::Recheck => {
+                self.recheck();
+                Next::Go
             }
             Signal::Due => Next::Settle,
         }
@@ -230,8 +270,7 @@ impl Live {
         match ClientMessage::parse(text) {
             ClientMessage::Pong => {}
             ClientMessage::Token(token) => {
-                self.renew(&token);
-                return Next::Settle;
+                self.renew(token);
             }
             ClientMessage::Other => self.settings.metrics.dropped(DropReason::InboundUnread, 1),
             ClientMessage::Invalid => self.settings.metrics.dropped(DropReason::InboundInvalid, 1),
@@ -239,22 +278,66 @@ impl Live {
         Next::Go
     }
 
-    fn renew(&mut self, token: &str) {
-        let renewed = (self.settings.renew)(token).and_then(|principal| {
-            if principal.user == self.principal.user { Ok(principal) } else { Err("other_user") }
-        });
-        match renewed {
-            Ok(principal) => {
-                let expires = moment(principal.expires);
-                self.session.expires(expires);
-                self.registration.set_groups(principal.groups.clone().into());
-                let left = expires.map(|at| millis(at.saturating_duration_since(Instant::now())));
-                let notice = Notice::Renewed { expires_in_ms: left, groups: &principal.groups };
-                self.say(&notice.frame());
-                self.principal = principal;
-            }
-            Err(reason) => self.say(&Notice::RenewalFailed { reason }.frame()),
+    fn renew(&mut self, token: String) {
+        if self.pending.is_some() {
+            return self.say(&Notice::RenewalFailed { reason: "busy" }.frame());
         }
+        let renewal = self.settings.credentials.renew(token);
+        self.pending = Some(Box::pin(async move { Answer::Renewed(renewal.await) }));
+    }
+
+    /// A question that is under way already will do: the next look is planned when it is answered.
+    fn recheck(&mut self) {
+        if self.pending.is_none() && self.principal.cookie.is_some() {
+            let look = self.settings.credentials.recheck(&self.principal);
+            self.pending = Some(Box::pin(async move { Answer::Rechecked(look.await) }));
+        }
+    }
+
+    fn plan_recheck(&mut self) {
+        let around = self.settings.recheck.mul_f64(rand::rng().random_range(0.75..1.25));
+        let cookie = self.principal.cookie.is_some();
+        self.session.recheck(cookie.then(|| Instant::now() + around));
+    }
+
+    fn answered(&mut self, answer: Answer) -> Next {
+        self.pending = None;
+        match answer {
+            Answer::Renewed(Ok(principal)) if principal.user == self.principal.user => {
+                self.adopt(principal);
+                let left = self
+                    .principal
+                    .expires
+                    .map(|at| millis(at.duration_since(SystemTime::now()).unwrap_or_default()));
+                let groups = &self.principal.groups;
+                self.say(&Notice::Renewed { expires_in_ms: left, groups }.frame());
+            }
+            Answer::Renewed(renewed) => {
+                let reason = renewed.err().unwrap_or("other_user");
+                self.say(&Notice::RenewalFailed { reason }.frame());
+            }
+            Answer::Rechecked(Standing::Holds(principal)) => self.adopt(*principal),
+            Answer::Rechecked(Standing::Unknown) => {}
+            Answer::Rechecked(Standing::Ended) => {
+                return Next::End(End::Ours(CloseCause::SessionEnded, None));
+            }
+        }
+        self.plan_recheck();
+        Next::Settle
+    }
+
+    /// Stands on this credential from now on.
+    fn adopt(&mut self, principal: Principal) {
+        self.session.expires(moment(principal.expires));
+        self.registration.update(principal.session, principal.groups.clone().into());
+        self.principal = principal;
+    }
+}
+
+async fn answer(pending: &mut Option<LocalBoxFuture<'static, Answer>>) -> Answer {
+    match pending {
+        Some(pending) => pending.await,
+        None => std::future::pending().await,
     }
 }
 

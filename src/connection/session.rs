@@ -16,6 +16,8 @@ const WARN_BEFORE: Duration = Duration::from_secs(60);
 pub enum Step {
     /// Nothing came for a heartbeat: ask whether the peer lives.
     Ping,
+    /// Look the session up: it may be gone.
+    Recheck,
     /// The credential ends in this time.
     Warn(Duration),
     /// The end.
@@ -32,6 +34,7 @@ pub struct Session {
     expires: Option<Instant>,
     warned: bool,
     leave: Option<Instant>,
+    recheck: Option<Instant>,
 }
 
 impl Session {
@@ -46,6 +49,7 @@ impl Session {
             expires: None,
             warned: false,
             leave: None,
+            recheck: None,
         }
     }
 
@@ -53,6 +57,11 @@ impl Session {
     pub fn expires(&mut self, at: Option<Instant>) {
         self.expires = at;
         self.warned = false;
+    }
+
+    /// Look the session up at this moment; `None`: it need not be.
+    pub fn recheck(&mut self, at: Option<Instant>) {
+        self.recheck = at;
     }
 
     /// Any frame of the peer is a sign of life.
@@ -74,6 +83,10 @@ impl Session {
         if self.leave.is_some_and(|at| at <= now) {
             return Some(Step::Close(CloseCause::Restart));
         }
+        if self.recheck.is_some_and(|at| at <= now) {
+            self.recheck = None;
+            return Some(Step::Recheck);
+        }
         if let (Some(expires), Some(warn)) = (self.expires, self.warning())
             && warn <= now
         {
@@ -93,7 +106,7 @@ impl Session {
     /// When [`due`](Self::due) has something next.
     #[must_use]
     pub fn deadline(&self) -> Instant {
-        [self.ends(), self.leave, self.warning()]
+        [self.ends(), self.leave, self.recheck, self.warning()]
             .into_iter()
             .flatten()
             .fold(self.life(), Instant::min)
@@ -180,6 +193,16 @@ mod tests {
         session.leave(start + 9 * SECOND);
         assert_eq!(session.deadline(), start + 5 * SECOND);
         assert_eq!(session.due(start + 5 * SECOND), Some(Step::Close(CloseCause::Restart)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_at_the_session_comes_once() {
+        let (start, mut session) = session();
+        session.recheck(Some(start + SECOND));
+        assert_eq!(session.deadline(), start + SECOND);
+        assert_eq!(session.due(start + SECOND), Some(Step::Recheck));
+        assert_eq!(session.due(start + SECOND), None);
+        assert_eq!(session.deadline(), start + BEAT);
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! Routes, and what both listeners answer alike.
 
+mod admission;
 pub mod body;
 pub mod events;
 pub mod internal;
@@ -8,6 +9,7 @@ pub mod problem;
 pub mod public;
 mod request;
 pub mod server;
+mod upgrade;
 
 use actix_web::{HttpRequest, HttpResponse};
 

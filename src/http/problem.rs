@@ -46,6 +46,8 @@ pub enum Kind {
     Draining,
     /// This replica is full.
     Full,
+    /// Too many requests, or too many connections.
+    Busy,
     /// A fault on our side.
     Internal,
 }
@@ -97,6 +99,7 @@ impl Kind {
             Self::Full => {
                 (StatusCode::SERVICE_UNAVAILABLE, "full", "This replica is full; try again")
             }
+            Self::Busy => (StatusCode::TOO_MANY_REQUESTS, "too-many", "Too many; try again later"),
             Self::Internal => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong here")
             }

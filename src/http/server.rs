@@ -16,11 +16,14 @@ use actix_http::{HttpService, KeepAlive, Protocol, error::DispatchError};
 use actix_server::Server;
 use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
 use actix_web::{App, HttpServer, dev::AppConfig, rt::net::TcpStream, web};
+use futures_util::future::LocalBoxFuture;
 use socket2::{Domain, Protocol as SocketProtocol, Socket as RawSocket, Type};
 
 use super::{internal, public};
 use crate::{
-    connection::{Renew, Settings},
+    auth::Authenticator,
+    connection::{Credentials, Settings, Standing},
+    event::Principal,
     net::Socket,
     timer::Wheel,
 };
@@ -68,6 +71,8 @@ pub struct PublicServer {
     pub heartbeat: Duration,
     /// Granted after a credential's end.
     pub leeway: Duration,
+    /// How often a session cookie is looked up again.
+    pub recheck: Duration,
 }
 
 impl PublicServer {
@@ -77,14 +82,14 @@ impl PublicServer {
     /// The system's.
     pub fn start(self, listener: TcpListener) -> io::Result<Server> {
         let address = listener.local_addr()?;
-        let Self { workers, base_path, connections, state, heartbeat, leeway } = self;
+        let Self { workers, base_path, connections, state, heartbeat, leeway, recheck } = self;
         let server = Server::build()
             .workers(workers)
             .max_concurrent_connections(connections + SPARE)
             .shutdown_timeout(1)
             .disable_signals()
             .listen("public", listener, move || {
-                let worker = web::Data::new(worker(&state, heartbeat, leeway));
+                let worker = web::Data::new(worker(&state, heartbeat, leeway, recheck));
                 let base_path = base_path.clone();
                 let app = App::new()
                     .app_data(worker)
@@ -112,16 +117,33 @@ impl PublicServer {
     }
 }
 
+/// Looks after the credentials of open connections.
+struct Open(Arc<Authenticator>);
+
+impl Credentials for Open {
+    fn renew(&self, token: String) -> LocalBoxFuture<'static, Result<Principal, &'static str>> {
+        let authenticator = Arc::clone(&self.0);
+        Box::pin(async move { authenticator.verify(&token).await.map_err(|fault| fault.label()) })
+    }
+
+    fn recheck(&self, _principal: &Principal) -> LocalBoxFuture<'static, Standing> {
+        Box::pin(std::future::ready(Standing::Unknown))
+    }
+}
+
 /// Made on the worker's own thread.
-fn worker(state: &Arc<public::State>, heartbeat: Duration, leeway: Duration) -> public::Worker {
-    let authenticator = Arc::clone(&state.authenticator);
-    let renew: Renew =
-        Rc::new(move |token| authenticator.verify(token).map_err(|fault| fault.label()));
+fn worker(
+    state: &Arc<public::State>,
+    heartbeat: Duration,
+    leeway: Duration,
+    recheck: Duration,
+) -> public::Worker {
+    let credentials = Rc::new(Open(Arc::clone(&state.authenticator)));
     let metrics = state.metrics.clone();
     public::Worker {
         shard: state.registry.attach(),
         wheel: Wheel::spawn(),
-        settings: Rc::new(Settings { heartbeat, leeway, renew, metrics }),
+        settings: Rc::new(Settings { heartbeat, leeway, credentials, recheck, metrics }),
         state: Arc::clone(state),
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::{
 };
 
 use crate::{
-    event::{Channel, GapReason, UserId},
+    event::{Channel, GapReason, Order, SessionKey, UserId},
     frame::Frame,
     telemetry::{DropReason, Metrics},
 };
@@ -29,7 +29,7 @@ mod interest;
 mod shard;
 mod users;
 
-pub use shard::{Registration, Shard};
+pub use shard::{Member, Registration, Shard};
 
 use interest::Interest;
 use users::Users;
@@ -56,6 +56,14 @@ enum ToShard {
     Deliver(Delivery),
     /// Tell every connection that it may have missed events.
     Resync(GapReason),
+    /// Close the connections that an order is about; how many there were goes back.
+    Order {
+        order: Arc<Order>,
+        late: bool,
+        closed: mpsc::Sender<usize>,
+    },
+    /// Look these sessions up again: their keys are gone.
+    Recheck(SessionKey),
     /// Close every connection, each at its own moment within this time.
     Leave(Duration),
 }
@@ -143,6 +151,35 @@ impl Registry {
     pub fn resync(&self, reason: GapReason) {
         for shard in self.0.shards.load().iter() {
             self.send(shard, ToShard::Resync(reason), 0);
+        }
+    }
+
+    /// Carries out an order on this replica; resolves with the number of connections that were
+    /// closed. `late`: it was given a while ago, and is not about connections made since.
+    pub async fn order(&self, order: Order, late: bool) -> usize {
+        let order = Arc::new(order);
+        let shards = self.0.shards.load_full();
+        let (closed, mut counts) = mpsc::channel(shards.len().max(1));
+        for shard in shards.iter() {
+            let message =
+                ToShard::Order { order: Arc::clone(&order), late, closed: closed.clone() };
+            // As in `leave`: an order must not get lost.
+            if shard.mailbox.send(message).await.is_err() {
+                tracing::debug!("a worker has ended before an order");
+            }
+        }
+        drop(closed);
+        let mut sum = 0;
+        while let Some(count) = counts.recv().await {
+            sum += count;
+        }
+        sum
+    }
+
+    /// Has the connections of a session look it up: its key is gone from the sessions' store.
+    pub fn recheck(&self, session: SessionKey) {
+        for shard in self.0.shards.load().iter() {
+            self.send(shard, ToShard::Recheck(session), 0);
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rand::Rng as _;
@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{Delivery, Interest, Permit, Registry, Shared, ToShard};
 use crate::{
-    event::{Channel, GapReason, Group, UserId},
+    event::{Channel, ConnectionId, GapReason, Group, Order, SessionKey, UserId},
     frame::{self, Notice},
     outbox::{Delivery as Outcome, Outbox},
     telemetry::WorkerMetrics,
@@ -32,7 +32,26 @@ const RESYNC_SPREAD: Duration = Duration::from_secs(2);
 /// How often a worker reports its counters and how late it is.
 const REPORT: Duration = Duration::from_millis(500);
 
+/// Orders are remembered this long for handshakes that were under way when they came, which last
+/// seconds at most.
+const REMEMBER: Duration = Duration::from_secs(60);
+/// So many orders are remembered at most; the oldest goes.
+const ORDERS: usize = 1024;
+
 type Keys = SmallVec<[usize; 2]>;
+
+/// What the registry knows of a connection.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its id.
+    pub id: ConnectionId,
+    /// Whose it is.
+    pub user: UserId,
+    /// The session it stands on.
+    pub session: Option<SessionKey>,
+    /// When its handshake began.
+    pub made: SystemTime,
+}
 
 /// See [the module](super). Lives on one thread, in an `Rc`.
 pub struct Shard {
@@ -41,6 +60,7 @@ pub struct Shard {
     metrics: Rc<WorkerMetrics>,
     state: RefCell<State>,
     leaving: Cell<Option<Duration>>,
+    orders: RefCell<VecDeque<(Instant, Arc<Order>)>>,
     slow: Throttle,
 }
 
@@ -53,7 +73,7 @@ struct State {
 
 struct Entry {
     outbox: Rc<Outbox>,
-    user: UserId,
+    member: Member,
     groups: Box<[Group]>,
 }
 
@@ -70,6 +90,7 @@ impl Shard {
             metrics,
             state: RefCell::default(),
             leaving: Cell::new(None),
+            orders: RefCell::default(),
             slow: Throttle::default(),
         });
         actix_rt::spawn(run(Rc::downgrade(&shard), inbox));
@@ -88,7 +109,7 @@ impl Shard {
     #[must_use]
     pub fn register(
         self: &Rc<Self>,
-        user: &UserId,
+        member: Member,
         groups: Box<[Group]>,
         outbox: Rc<Outbox>,
         permit: Permit,
@@ -96,14 +117,20 @@ impl Shard {
         if let Some(spread) = self.leaving.get() {
             outbox.request_leave(Instant::now() + random(spread));
         }
+        for (_, order) in self.orders.borrow().iter() {
+            if order.concerns(member.id, &member.user, member.session) && order.reaches(member.made)
+            {
+                outbox.request_close(order.cause);
+            }
+        }
+        let user = member.user.clone();
         let interest = self.registry.slot(&Channel::User(user.clone()));
         self.count(interest, true);
         let mut state = self.state.borrow_mut();
-        let key =
-            state.connections.insert(Entry { outbox, user: user.clone(), groups: Box::default() });
+        let key = state.connections.insert(Entry { outbox, member, groups: Box::default() });
         state.users.entry(user.clone()).or_default().push(key);
         drop(state);
-        if self.registry.0.users.add(self.hash(user)) {
+        if self.registry.0.users.add(self.hash(&user)) {
             self.registry.0.metrics.users(1);
         }
         self.registry.0.metrics.connections(1);
@@ -131,6 +158,14 @@ impl Shard {
                 self.shared.waiting.fetch_sub(delivery.frame.len(), Ordering::Relaxed);
                 self.deliver(&delivery);
             }
+            ToShard::Order { order, late, closed } => {
+                let count = self.order(order, late);
+                // Whoever gave the order may have stopped waiting for the count.
+                if closed.try_send(count).is_err() {
+                    tracing::debug!(count, "nobody waits for the outcome of an order");
+                }
+            }
+            ToShard::Recheck(session) => self.recheck(session),
             ToShard::Resync(reason) => self.resync(reason),
             ToShard::Leave(spread) => self.leave(spread),
         }
@@ -205,6 +240,34 @@ impl Shard {
         });
     }
 
+    fn order(&self, order: Arc<Order>, late: bool) -> usize {
+        let mut count = 0;
+        for (_, entry) in &self.state.borrow().connections {
+            let Member { id, user, session, made } = &entry.member;
+            if order.concerns(*id, user, *session) && (!late || order.reaches(*made)) {
+                entry.outbox.request_close(order.cause);
+                count += 1;
+            }
+        }
+        let mut orders = self.orders.borrow_mut();
+        let now = Instant::now();
+        while orders.front().is_some_and(|(at, _)| at.elapsed() > REMEMBER)
+            || orders.len() >= ORDERS
+        {
+            orders.pop_front();
+        }
+        orders.push_back((now, order));
+        count
+    }
+
+    fn recheck(&self, session: SessionKey) {
+        for (_, entry) in &self.state.borrow().connections {
+            if entry.member.session == Some(session) {
+                entry.outbox.request_recheck();
+            }
+        }
+    }
+
     /// Evenly spaced moments in a random order: no second has more than its share of closes.
     fn leave(&self, spread: Duration) {
         self.leaving.set(Some(spread));
@@ -228,8 +291,15 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Replaces the groups of this connection, at a renewal.
-    pub fn set_groups(&self, groups: Box<[Group]>) {
+    /// Replaces session and groups of this connection, at a renewal.
+    pub fn update(&self, session: Option<SessionKey>, groups: Box<[Group]>) {
+        if let Some(entry) = self.shard.state.borrow_mut().connections.get_mut(self.key) {
+            entry.member.session = session;
+        }
+        self.set_groups(groups);
+    }
+
+    fn set_groups(&self, groups: Box<[Group]>) {
         let shard = &self.shard;
         let mut state = shard.state.borrow_mut();
         let State { connections, groups: by_group, .. } = &mut *state;
@@ -254,14 +324,14 @@ impl Drop for Registration {
         let shard = &self.shard;
         let mut state = shard.state.borrow_mut();
         if let Some(entry) = state.connections.try_remove(self.key) {
-            if let Some(keys) = state.users.get_mut(&entry.user) {
+            if let Some(keys) = state.users.get_mut(&entry.member.user) {
                 keys.retain(|key| *key != self.key);
                 if keys.is_empty() {
-                    state.users.remove(&entry.user);
+                    state.users.remove(&entry.member.user);
                 }
             }
-            shard.count(shard.registry.slot(&Channel::User(entry.user.clone())), false);
-            if shard.registry.0.users.remove(shard.hash(&entry.user)) {
+            shard.count(shard.registry.slot(&Channel::User(entry.member.user.clone())), false);
+            if shard.registry.0.users.remove(shard.hash(&entry.member.user)) {
                 shard.registry.0.metrics.users(-1);
             }
             shard.registry.0.metrics.connections(-1);

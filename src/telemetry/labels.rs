@@ -65,19 +65,25 @@ pub enum ConnectResult {
     Full,
     /// This replica is leaving.
     Draining,
+    /// Too many requests to connect.
+    Busy,
+    /// The user has too many connections.
+    TooMany,
     /// The broker is away.
     Away,
 }
 
 impl ConnectResult {
     /// Every one of them.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Accepted,
         Self::BadRequest,
         Self::Origin,
         Self::Unauthorized,
         Self::Full,
         Self::Draining,
+        Self::Busy,
+        Self::TooMany,
         Self::Away,
     ];
 
@@ -91,6 +97,8 @@ impl ConnectResult {
             Self::Unauthorized => "unauthorized",
             Self::Full => "full",
             Self::Draining => "draining",
+            Self::Busy => "busy",
+            Self::TooMany => "too_many",
             Self::Away => "away",
         }
     }

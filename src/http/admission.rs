@@ -1,0 +1,164 @@
+//! Whether a request may become a connection: the checks in their order, each cheaper than the next.
+//!
+//! They take the head of a request and nothing of actix-web, and a refusal is a value, so that any
+//! transport can ask and render the answer its own way.
+
+use actix_http::{RequestHead, header, ws::verify_handshake};
+
+use super::public::State;
+use crate::{
+    auth::{Denied, Head, origin::Verdict},
+    config::Method,
+    event::{CloseCause, ConnectionId, Principal},
+    gate::Pass,
+    lifecycle::Phase,
+    registry::Permit,
+    seats::{NoSeat, Seat},
+    telemetry::ConnectResult,
+};
+
+/// Why a request does not become a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Not a valid upgrade.
+    BadRequest(&'static str),
+    /// This replica is leaving.
+    Draining,
+    /// This process is full.
+    Full,
+    /// Too many requests to connect, of one address or altogether.
+    Busy,
+    /// Another site's page, or a cookie without an Origin.
+    Origin(Option<String>),
+    /// A credential that is missing or does not hold.
+    Unauthorized(Option<Method>),
+    /// The user has too many connections, and the newest is the one to go.
+    TooMany(Method),
+    /// The broker or the sessions' store is away: no one is to sit on a deaf socket, nor to be
+    /// logged out for our fault.
+    Away(Option<Method>),
+}
+
+impl Refusal {
+    /// How it is counted.
+    pub(super) fn result(&self) -> (Option<Method>, ConnectResult) {
+        match self {
+            Self::BadRequest(_) => (None, ConnectResult::BadRequest),
+            Self::Draining => (None, ConnectResult::Draining),
+            Self::Full => (None, ConnectResult::Full),
+            Self::Busy => (None, ConnectResult::Busy),
+            Self::Origin(_) => (None, ConnectResult::Origin),
+            Self::Unauthorized(method) => (*method, ConnectResult::Unauthorized),
+            Self::TooMany(method) => (Some(*method), ConnectResult::TooMany),
+            Self::Away(method) => (*method, ConnectResult::Away),
+        }
+    }
+
+    /// The close code for a transport that completes the upgrade so that a page's script learns
+    /// why; `None` where a status says it to a router or a program.
+    pub(super) fn close(&self, explain: bool) -> Option<CloseCause> {
+        match self {
+            Self::Unauthorized(_) => Some(CloseCause::Unauthorized),
+            Self::Origin(_) if explain => Some(CloseCause::Unauthorized),
+            Self::TooMany(_) => Some(CloseCause::TooMany),
+            _ => None,
+        }
+    }
+}
+
+/// What a connection occupies from its handshake to its end; dropping it gives everything back.
+pub(super) struct Hold {
+    /// Room for its address.
+    pub(super) _pass: Pass,
+    /// Room for its user.
+    pub(super) _seat: Option<Seat>,
+}
+
+/// A request that may become a connection.
+pub(super) struct Admitted {
+    pub(super) id: ConnectionId,
+    pub(super) method: Method,
+    pub(super) principal: Principal,
+    pub(super) permit: Permit,
+    pub(super) hold: Hold,
+    pub(super) made: std::time::SystemTime,
+}
+
+/// A request that may not, and what it occupies until it is answered.
+pub(super) struct Refused {
+    pub(super) refusal: Refusal,
+    pub(super) occupied: Option<(Permit, Pass)>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, occupied: None }
+    }
+}
+
+/// Phase, room, Origin, credential, bus, room for the user.
+pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted, Refused> {
+    let made = std::time::SystemTime::now();
+    if let Err(error) = verify_handshake(head) {
+        tracing::debug!(%error, "not a valid upgrade");
+        return Err(Refusal::BadRequest("this is not a valid WebSocket upgrade").into());
+    }
+    if has_body(head) {
+        return Err(Refusal::BadRequest("an upgrade has no body").into());
+    }
+    if state.lifecycle.phase() >= Phase::Leaving {
+        return Err(Refusal::Draining.into());
+    }
+    let pass = state.gate.enter(head).await.ok_or(Refusal::Busy)?;
+    let permit = state.registry.admit().ok_or(Refusal::Full)?;
+    let origin = state.origins.check(&head.headers);
+    if let Verdict::Foreign(origin) = origin {
+        let refusal = Refusal::Origin(Some(origin));
+        return Err(Refused { refusal, occupied: Some((permit, pass)) });
+    }
+    let query = head.uri.query().unwrap_or_default();
+    let asked = Head { headers: &head.headers, query, origin: origin == Verdict::Allowed };
+    let (method, principal) = match state.authenticator.authenticate(asked).await {
+        Ok(found) => found,
+        Err((method, denied)) => {
+            let refusal = match denied {
+                Denied::Away => return Err(Refusal::Away(method).into()),
+                Denied::NoOrigin => Refusal::Origin(None),
+                Denied::Unauthorized(fault) => {
+                    // The client learns nothing but `unauthorized`; a developer finds the rule here.
+                    if state.explain {
+                        tracing::info!(%fault, "a credential was refused");
+                    } else {
+                        tracing::debug!(%fault, "a credential was refused");
+                    }
+                    Refusal::Unauthorized(method)
+                }
+            };
+            return Err(Refused { refusal, occupied: Some((permit, pass)) });
+        }
+    };
+    if !state.health.delivers() {
+        return Err(Refusal::Away(Some(method)).into());
+    }
+    let id = ConnectionId::new();
+    let seat = match state.seats.take(id, &principal).await {
+        Ok(seat) => seat,
+        Err(NoSeat::Away) => return Err(Refusal::Away(Some(method)).into()),
+        Err(NoSeat::Revoked) => {
+            let refusal = Refusal::Unauthorized(Some(method));
+            return Err(Refused { refusal, occupied: Some((permit, pass)) });
+        }
+        Err(NoSeat::TooMany) => {
+            let refusal = Refusal::TooMany(method);
+            return Err(Refused { refusal, occupied: Some((permit, pass)) });
+        }
+    };
+    let hold = Hold { _pass: pass, _seat: seat };
+    Ok(Admitted { id, method, principal, permit, hold, made })
+}
+
+/// A body in front of the first frame would be taken for frames (RFC 6455 §4.1 allows none).
+fn has_body(head: &RequestHead) -> bool {
+    head.headers.contains_key(header::TRANSFER_ENCODING)
+        || head.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
+}
