@@ -1,1 +1,22 @@
+//! Belfry seen from outside: real processes, a real Redis, clients that share no code with it.
+//!
+//! Every file holds one section of promises. A test takes its own free ports and its own folder,
+//! waits for conditions and never sleeps for luck, so all of them run in any order and at once.
 
+// Helpers of tests, which fail by panicking; the lints that spare `#[test]` functions do not see
+// that. The queues of test clients hold what a test publishes, which is bounded by the test.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    clippy::let_underscore_must_use,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a test that fails by panicking fails well"
+)]
+
+mod support;
+
+mod arrows;
