@@ -20,3 +20,4 @@
 mod support;
 
 mod arrows;
+mod protocol;
