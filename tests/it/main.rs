@@ -20,4 +20,5 @@
 mod support;
 
 mod arrows;
+mod auth;
 mod protocol;
