@@ -19,6 +19,7 @@
 
 mod support;
 
+mod addressing;
 mod arrows;
 mod auth;
 mod protocol;
