@@ -22,4 +22,5 @@ mod support;
 mod addressing;
 mod arrows;
 mod auth;
+mod delivery;
 mod protocol;
