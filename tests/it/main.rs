@@ -23,4 +23,6 @@ mod addressing;
 mod arrows;
 mod auth;
 mod delivery;
+mod liveness;
 mod protocol;
+mod slow;
