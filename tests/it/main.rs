@@ -25,4 +25,5 @@ mod auth;
 mod delivery;
 mod liveness;
 mod protocol;
+mod redis;
 mod slow;
