@@ -23,6 +23,7 @@ mod addressing;
 mod arrows;
 mod auth;
 mod delivery;
+mod http_api;
 mod liveness;
 mod protocol;
 mod redis;
