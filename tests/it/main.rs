@@ -30,4 +30,5 @@ mod logs;
 mod ops;
 mod protocol;
 mod redis;
+mod security;
 mod slow;
