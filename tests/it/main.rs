@@ -22,6 +22,7 @@ mod support;
 mod addressing;
 mod arrows;
 mod auth;
+mod cli;
 mod delivery;
 mod drain;
 mod http_api;
