@@ -2,7 +2,11 @@
 //!
 //! Times of one machine and one moment: compare within one run only.
 
-#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark that fails by panicking fails well")]
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a benchmark that fails by panicking fails well"
+)]
 
 use std::rc::Rc;
 

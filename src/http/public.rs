@@ -74,7 +74,7 @@ pub fn routes(base_path: &str, config: &mut web::ServiceConfig) {
         .service(
             web::resource(format!("{base_path}/ws/notifications"))
                 .route(web::get().to(notifications))
-                .default_service(web::to(wrong_method)),
+                .default_service(wrong_method("GET")),
         )
         .default_service(web::to(not_found));
 }
@@ -226,15 +226,12 @@ async fn accept(
     // The welcome is queued first and the registration stands before the 101 is written, so
     // nothing that is published after the handshake is missed or comes before the welcome.
     outbox.deliver(&welcome.frame());
-    let registration = worker.shard.register(
-        &principal.user,
-        principal.groups.clone().into(),
-        Rc::clone(&outbox),
-        permit,
-    );
+    let registration =
+        worker.shard.register(&principal.user, principal.groups.clone().into(), Rc::clone(&outbox));
     let timer = worker.wheel.timer(Rc::clone(&outbox));
     let settings = Rc::clone(&worker.settings);
-    let connection = Connection { inbound, outbox, link, registration, timer, principal, settings };
+    let connection =
+        Connection { inbound, outbox, link, registration, permit, timer, principal, settings };
     actix_rt::spawn(connection.run());
     state.metrics.connect(Some(method), ConnectResult::Accepted);
     tracing::debug!(connection = id, "connected");

@@ -21,22 +21,38 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("bus", &["config", "event", "frame", "registry", "store", "telemetry", "throttle"]),
     ("store", &["bus", "config"]),
     ("auth", &["config", "event", "telemetry"]),
-    (
-        "connection",
-        &["event", "frame", "net", "outbox", "registry", "telemetry", "timer"],
-    ),
+    ("connection", &["event", "frame", "net", "outbox", "registry", "telemetry", "timer"]),
     (
         "http",
         &[
-            "auth", "bus", "config", "connection", "event", "frame", "lifecycle", "net", "outbox",
-            "registry", "store", "telemetry", "timer",
+            "auth",
+            "bus",
+            "config",
+            "connection",
+            "event",
+            "frame",
+            "lifecycle",
+            "net",
+            "outbox",
+            "registry",
+            "store",
+            "telemetry",
+            "timer",
         ],
     ),
     ("rotation", &["auth", "config"]),
     (
         "app",
         &[
-            "auth", "bus", "config", "http", "lifecycle", "outbox", "registry", "rotation", "store",
+            "auth",
+            "bus",
+            "config",
+            "http",
+            "lifecycle",
+            "outbox",
+            "registry",
+            "rotation",
+            "store",
             "telemetry",
         ],
     ),
@@ -72,7 +88,11 @@ fn sources() -> BTreeMap<String, String> {
 /// The code of a file: without its unit tests, which may name anything, and without comments.
 fn code(text: &str) -> String {
     let end = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
-    text[..end].lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+    text[..end]
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn module(file: &str) -> &str {
@@ -94,8 +114,10 @@ fn named(code: &str) -> Vec<String> {
                     '}' => depth -= 1,
                     ',' if depth == 0 => start = true,
                     c if start && c.is_alphabetic() => {
-                        let name: String =
-                            group[i..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                        let name: String = group[i..]
+                            .chars()
+                            .take_while(|c| c.is_alphanumeric() || *c == '_')
+                            .collect();
                         names.push(name);
                         start = false;
                     }
@@ -136,7 +158,10 @@ fn libraries_stay_behind_their_seams() {
     for (file, text) in sources() {
         for (library, places) in SEAMS {
             let named = code(&text).contains(library);
-            if named && !places.iter().any(|place| file.starts_with(place)) && file != "telemetry/mod.rs" {
+            if named
+                && !places.iter().any(|place| file.starts_with(place))
+                && file != "telemetry/mod.rs"
+            {
                 wrong.push(format!("{file} names {library}"));
             }
         }
