@@ -120,7 +120,7 @@ fn worker(state: &Arc<public::State>, heartbeat: Duration, leeway: Duration) -> 
     let metrics = state.metrics.clone();
     public::Worker {
         shard: state.registry.attach(),
-        wheel: Wheel::spawn(),
+        wheel: Wheel::spawn(state.registry.vital("timer wheel of a worker")),
         settings: Rc::new(Settings { heartbeat, leeway, renew, metrics }),
         state: Arc::clone(state),
     }
