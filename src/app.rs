@@ -19,7 +19,7 @@ use crate::{
         internal, public,
         server::{self, PublicServer},
     },
-    lifecycle::{Lifecycle, Phase, Stop},
+    lifecycle::{Lifecycle, Phase, Stop, Vital},
     outbox::Bounds,
     registry::Registry,
     rotation,
@@ -31,8 +31,10 @@ use crate::{
 const ENVELOPE_BYTES: usize = 512 * 1024;
 /// Past the drain's spread, stalled peers are given this long to be cut.
 const LAST_CALL: Duration = Duration::from_secs(6);
+/// How often the drain says how many are left.
+const REPORT: Duration = Duration::from_millis(500);
 
-/// What went wrong at the start.
+/// Why a replica cannot run, or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A port in use, no right, no file descriptors.
@@ -41,6 +43,9 @@ pub enum StartError {
     /// A setting that only shows when it is used.
     #[error("{0}")]
     Setting(String),
+    /// A task without which nothing is delivered has ended: a bug.
+    #[error("the {0} has ended, which it must not {1}")]
+    Ended(&'static str, String),
 }
 
 /// Runs a replica until it is told to stop. `started` is called once with the addresses of the
@@ -58,7 +63,8 @@ pub async fn run(
     count_panics(metrics.clone());
     let lifecycle = Arc::new(Lifecycle::default());
     let health = Arc::new(Health::default());
-    let registry = Registry::new(config.limits.connections, metrics.clone());
+    let vital = Vital::default();
+    let registry = Registry::new(config.limits.connections, metrics.clone(), vital.clone());
     let (publisher, feed, store) = broker(&config)?;
     let authenticator = Arc::new(Authenticator::new(&config, metrics.clone()));
     let keys = Arc::new(ApiKeys::new(config.api.keys.clone()));
@@ -118,7 +124,7 @@ pub async fn run(
         metrics.clone(),
         subscriber_settings(&config),
     );
-    let subscriber = actix_rt::spawn(subscriber.run());
+    let mut subscriber = actix_rt::spawn(subscriber.run());
     let rotation = actix_rt::spawn(rotation::run(config.clone(), authenticator, keys));
 
     for (listener, address) in [("public", addresses.0), ("internal", addresses.1)] {
@@ -127,23 +133,37 @@ pub async fn run(
     lifecycle.advance(Phase::Ready);
     started(addresses.0, addresses.1);
 
-    stop.requested().await;
-    tracing::info!("asked to stop; a second signal stops at once");
-    tokio::select! {
-        () = drain(&config, &lifecycle, &registry, &metrics) => tracing::info!("drained"),
-        () = stop.requested() => tracing::warn!("stopped at once, by a second signal"),
-    }
-    // The internal server goes last, so that /metrics shows the drain to its end.
+    let outcome = tokio::select! {
+        () = stop.requested() => {
+            tracing::info!("asked to stop; a second signal stops at once");
+            tokio::select! {
+                () = drain(&config, &lifecycle, &registry, &metrics) => {
+                    tracing::info!("drained");
+                    Ok(true)
+                }
+                () = stop.requested() => {
+                    tracing::warn!("stopped at once, by a second signal");
+                    Ok(false)
+                }
+            }
+        }
+        // Without it the replica is deaf and would not know; the platform starts another.
+        end = &mut subscriber => Err(StartError::Ended("subscriber", format!("{end:?}"))),
+        what = vital.ended() => Err(StartError::Ended(what, String::new())),
+    };
+    let in_order = matches!(outcome, Ok(true));
+    // The internal server goes last, so that /metrics shows the drain to its end; publishes that
+    // are under way get their answer.
     public_handle.stop(false).await;
+    internal_handle.stop(in_order).await;
     subscriber.abort();
     rotation.abort();
-    internal_handle.stop(false).await;
     for (name, server) in [("public", public), ("internal", internal)] {
         if let Ok(Err(error)) = server.await {
             tracing::warn!(%error, name, "a server ended with an error");
         }
     }
-    Ok(())
+    outcome.map(drop)
 }
 
 type Broker = (Arc<dyn Publisher>, Box<dyn Feed>, Arc<dyn Store>);
@@ -175,12 +195,26 @@ fn subscriber_settings(config: &Config) -> subscriber::Settings {
 /// Not ready first, while everything goes on and the router notices; then the closes, spread.
 async fn drain(config: &Config, lifecycle: &Lifecycle, registry: &Registry, metrics: &Metrics) {
     lifecycle.advance(Phase::Draining);
-    metrics.drain_remaining(registry.connections());
-    tokio::time::sleep(config.drain.delay).await;
-    lifecycle.advance(Phase::Leaving);
-    registry.leave(config.drain.spread).await;
-    if timeout(config.drain.spread + LAST_CALL, registry.emptied()).await.is_err() {
-        tracing::warn!(left = registry.connections(), "connections are left and are cut");
+    let report = async {
+        loop {
+            metrics.drain_remaining(registry.connections());
+            tokio::time::sleep(REPORT).await;
+        }
+    };
+    let leave = async {
+        tokio::time::sleep(config.drain.delay).await;
+        lifecycle.advance(Phase::Leaving);
+        let closed = async {
+            registry.leave(config.drain.spread).await;
+            registry.emptied().await;
+        };
+        if timeout(config.drain.spread + LAST_CALL, closed).await.is_err() {
+            tracing::warn!(left = registry.connections(), "connections are left and are cut");
+        }
+    };
+    tokio::select! {
+        () = leave => {}
+        () = report => {}
     }
     metrics.drain_remaining(0);
 }

@@ -1,8 +1,12 @@
 //! The phase of this process, and the signals that move it.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU8, Ordering},
+};
 
 use actix_rt::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 /// Where a process stands between its start and its exit (design: leaving, step by step).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +60,55 @@ impl Lifecycle {
     }
 }
 
+/// Learns when a task without which the process cannot do its job has ended by a panic. A worker
+/// whose mailbox or timer task is gone keeps its sockets and serves nobody, which no probe sees.
+#[derive(Clone, Debug, Default)]
+pub struct Vital(Arc<VitalState>);
+
+#[derive(Debug, Default)]
+struct VitalState {
+    ended: AtomicBool,
+    what: OnceLock<&'static str>,
+    bell: Notify,
+}
+
+/// Held by such a task.
+#[derive(Debug)]
+pub struct Guard {
+    vital: Vital,
+    what: &'static str,
+}
+
+impl Vital {
+    /// For a task of this name.
+    #[must_use]
+    pub fn guard(&self, what: &'static str) -> Guard {
+        Guard { vital: self.clone(), what }
+    }
+
+    /// Waits for the first that ends, and names it.
+    pub async fn ended(&self) -> &'static str {
+        loop {
+            let bell = self.0.bell.notified();
+            if self.0.ended.load(Ordering::Acquire) {
+                return self.0.what.get().copied().unwrap_or("task");
+            }
+            bell.await;
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Tasks also end with their worker, in order, when the process stops.
+        if std::thread::panicking() {
+            self.vital.0.what.get_or_init(|| self.what);
+            self.vital.0.ended.store(true, Ordering::Release);
+            self.vital.0.bell.notify_waiters();
+        }
+    }
+}
+
 /// SIGTERM and SIGINT, which mean the same here: leave.
 pub struct Stop {
     terminate: Signal,
@@ -86,6 +139,19 @@ impl Stop {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_a_vital_task_is_told() {
+        let vital = Vital::default();
+        drop(vital.guard("quiet end"));
+        let guard = vital.guard("wheel");
+        let task = tokio::spawn(async move {
+            let _guard = guard;
+            panic!("on purpose");
+        });
+        assert_eq!(vital.ended().await, "wheel");
+        assert!(task.await.is_err());
+    }
 
     #[test]
     fn phases_only_move_forward() {

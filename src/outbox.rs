@@ -24,16 +24,16 @@ use crate::{event::CloseCause, frame::Frame, telemetry::WorkerMetrics};
 pub struct Bounds {
     /// Frames.
     pub frames: usize,
-    /// Bytes on the wire. One frame is always accepted, however large.
+    /// Bytes on the wire. A frame is accepted by an empty queue, however large.
     pub bytes: usize,
 }
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
+pub enum Push {
     /// It will be written.
     Queued,
-    /// It did not fit: this many frames were dropped with it, and the connection ends.
+    /// It did not fit: this many events were dropped, it included, and the connection ends.
     Overflow(usize),
     /// The connection is ending.
     Closed,
@@ -111,26 +111,29 @@ impl Outbox {
     }
 
     /// Queues a frame, or ends the connection as too slow. Never waits.
-    pub fn deliver(&self, frame: &Frame) -> Delivery {
+    pub fn deliver(&self, frame: &Frame) -> Push {
         let mut state = self.state.borrow_mut();
+        let event = usize::from(frame.received().is_some());
         if state.phase != Phase::Open {
-            return Delivery::Closed;
+            self.metrics.dropped(event);
+            return Push::Closed;
         }
         let fits = state.queue.is_empty()
             || (state.queue.len() < self.bounds.frames
                 && state.bytes + frame.len() <= self.bounds.bytes);
         if !fits {
-            let dropped = self.clear(&mut state);
+            let dropped = self.clear(&mut state) + event;
+            self.metrics.dropped(dropped);
             state.phase = Phase::Closing;
             drop(state);
             self.request_close(CloseCause::SlowConsumer);
-            return Delivery::Overflow(dropped);
+            return Push::Overflow(dropped);
         }
         state.bytes += frame.len();
         self.metrics.queued(frame.len());
         state.queue.push_back(frame.clone());
         wake(&mut state.socket);
-        Delivery::Queued
+        Push::Queued
     }
 
     /// Answers a ping, in place of an answer that is still waiting.
@@ -309,17 +312,17 @@ mod tests {
     #[test]
     fn one_frame_fits_however_large() {
         let (outbox, _) = outbox(4, 10);
-        assert_eq!(outbox.deliver(&event(100)), Delivery::Queued);
-        assert_eq!(outbox.deliver(&event(1)), Delivery::Overflow(1));
+        assert_eq!(outbox.deliver(&event(100)), Push::Queued);
+        assert_eq!(outbox.deliver(&event(1)), Push::Overflow(2));
     }
 
     #[test]
     fn overflow_drops_everything_and_asks_for_a_close() {
         let (outbox, metrics) = outbox(2, 1000);
-        assert_eq!(outbox.deliver(&event(10)), Delivery::Queued);
-        assert_eq!(outbox.deliver(&event(10)), Delivery::Queued);
-        assert_eq!(outbox.deliver(&event(10)), Delivery::Overflow(2));
-        assert_eq!(outbox.deliver(&event(10)), Delivery::Closed);
+        assert_eq!(outbox.deliver(&event(10)), Push::Queued);
+        assert_eq!(outbox.deliver(&event(10)), Push::Queued);
+        assert_eq!(outbox.deliver(&event(10)), Push::Overflow(3));
+        assert_eq!(outbox.deliver(&event(10)), Push::Closed);
         assert_eq!(signal(&outbox), Poll::Ready(Signal::Close(CloseCause::SlowConsumer)));
         assert!(next(&outbox).is_pending());
         assert_eq!(metrics.queue_bytes(), 0);
@@ -366,13 +369,13 @@ mod tests {
             for (write, len) in steps {
                 if write {
                     match outbox.deliver(&event(len)) {
-                        Delivery::Queued => expected.push_back(event(len).len()),
-                        Delivery::Overflow(n) => {
-                            prop_assert_eq!(n, expected.len());
+                        Push::Queued => expected.push_back(event(len).len()),
+                        Push::Overflow(n) => {
+                            prop_assert_eq!(n, expected.len() + 1);
                             expected.clear();
                             open = false;
                         }
-                        Delivery::Closed => prop_assert!(!open),
+                        Push::Closed => prop_assert!(!open),
                     }
                 } else {
                     match next(&outbox) {

@@ -14,7 +14,7 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::time::{DelayQueue, delay_queue::Key};
 
-use crate::outbox::Outbox;
+use crate::{lifecycle::Guard, outbox::Outbox};
 
 /// The wheel has a rim; a deadline behind it comes early, and the connection names it again.
 const FURTHEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -34,9 +34,9 @@ struct Slot {
 impl Wheel {
     /// A wheel that turns on the current worker.
     #[must_use]
-    pub fn spawn() -> Rc<Self> {
+    pub fn spawn(guard: Guard) -> Rc<Self> {
         let wheel = Rc::new(Self { queue: RefCell::new(DelayQueue::new()) });
-        actix_rt::spawn(turn(Rc::downgrade(&wheel)));
+        actix_rt::spawn(turn(Rc::downgrade(&wheel), guard));
         wheel
     }
 
@@ -47,7 +47,7 @@ impl Wheel {
     }
 }
 
-async fn turn(wheel: Weak<Wheel>) {
+async fn turn(wheel: Weak<Wheel>, _guard: Guard) {
     poll_fn(|cx| {
         let Some(wheel) = wheel.upgrade() else { return Poll::Ready(()) };
         loop {

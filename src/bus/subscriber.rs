@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, try_join_all};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
@@ -28,6 +28,8 @@ use crate::{
     throttle::Throttle,
 };
 
+/// While the proof fails, the log says why this often.
+const REMIND: Duration = Duration::from_secs(30);
 /// Without a proof, the next attempt comes this soon.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -116,12 +118,15 @@ pub struct Subscriber {
     poison: Throttle,
     started: Instant,
     /// The last complaint in the log.
-    said: Option<String>,
+    said: Option<Instant>,
 }
 
 struct Probe {
     id: String,
     sent: Instant,
+    /// When the broker had taken all of it. Only from then on is it the subscription that is slow,
+    /// and not the publishing connection.
+    acknowledged: Option<Instant>,
     missing: HashSet<Destination>,
 }
 
@@ -173,9 +178,15 @@ impl Subscriber {
                 },
                 result = poll(&mut publishing) => {
                     publishing = None;
-                    if let Err(error) = result {
-                        self.probe = None;
-                        self.fail(&error.to_string());
+                    match (result, &mut self.probe) {
+                        (Ok(()), Some(probe)) if !probe.missing.is_empty() => {
+                            probe.acknowledged = Some(Instant::now());
+                        }
+                        (Ok(()), _) => {}
+                        (Err(error), _) => {
+                            self.probe = None;
+                            self.fail(&error.to_string());
+                        }
                     }
                 }
                 _ = tick.tick() => {
@@ -229,18 +240,21 @@ impl Subscriber {
             Err(Poison::Invalid) => return self.drop(DropReason::BusInvalid),
             Err(Poison::Version(_)) => return self.drop(DropReason::BusVersion),
         };
-        let Destination::Events(to) = from else { return };
-        let (except, json) = match decoded {
-            Decoded::Event { except, json } => (except, json),
-            Decoded::Raw(json) => {
-                self.metrics.received(false);
-                let frame = Frame::event(&json, received);
-                return self.registry.deliver(&Delivery { to, except: Arc::default(), frame });
+        let Destination::Events(to) = from else { return self.drop(DropReason::BusInvalid) };
+        let own = matches!(decoded, Decoded::Event { .. });
+        self.metrics.received(own);
+        // Most traffic of a big fleet is for users elsewhere; it is checked, counted, and no frame
+        // is made for it.
+        if !self.registry.wants(&to) {
+            return;
+        }
+        let (except, frame) = match decoded {
+            Decoded::Event { except, members } => {
+                (except, Frame::event(&format!("{{{members}"), received))
             }
+            Decoded::Raw(json) => (Vec::new(), Frame::event(json, received)),
             Decoded::Probe(_) => return,
         };
-        self.metrics.received(true);
-        let frame = Frame::event(&json, received);
         self.registry.deliver(&Delivery { to, except: except.into(), frame });
     }
 
@@ -256,7 +270,8 @@ impl Subscriber {
     }
 
     fn overdue(&self) -> bool {
-        self.probe.as_ref().is_some_and(|probe| probe.sent.elapsed() > self.settings.probe_timeout)
+        let lost = |acknowledged: Instant| acknowledged.elapsed() > self.settings.probe_timeout;
+        self.probe.as_ref().and_then(|probe| probe.acknowledged).is_some_and(lost)
     }
 
     fn probe_is_due(&self) -> bool {
@@ -291,15 +306,18 @@ impl Subscriber {
         } else {
             &[Destination::Control]
         };
-        self.probe =
-            Some(Probe { id, sent: Instant::now(), missing: kinds.iter().cloned().collect() });
+        self.probe = Some(Probe {
+            id,
+            sent: Instant::now(),
+            acknowledged: None,
+            missing: kinds.iter().cloned().collect(),
+        });
         let messages: Vec<Message> =
             kinds.iter().map(|to| Message { to: to.clone(), payload: payload.clone() }).collect();
         Some(Box::pin(async move {
-            for message in messages {
-                publisher.probe(message).await?;
-            }
-            Ok(())
+            try_join_all(messages.into_iter().map(|message| publisher.probe(message)))
+                .await
+                .map(drop)
         }))
     }
 
@@ -308,6 +326,7 @@ impl Subscriber {
         if probe.id != id || !probe.missing.remove(from) || !probe.missing.is_empty() {
             return;
         }
+        probe.acknowledged = None;
         self.metrics.probe(probe.sent.elapsed());
         self.all_kinds = false;
         if !self.health.delivers() {
@@ -330,12 +349,13 @@ impl Subscriber {
     }
 
     fn fail(&mut self, why: &str) {
-        let news = self.health.delivers() || self.said.as_deref() != Some(why);
+        let news = self.health.delivers();
         self.health.failed(why);
         // Right after the start, a connection that is still being made is no news.
-        if news && self.started.elapsed() > RETRY * 4 {
+        let due = self.said.is_none_or(|said| said.elapsed() > REMIND);
+        if news || due && self.started.elapsed() > RETRY * 4 {
             tracing::warn!(why, "what is published may not reach this replica");
-            self.said = Some(why.to_owned());
+            self.said = Some(Instant::now());
         }
         self.up(false);
     }

@@ -18,7 +18,7 @@ use crate::{
     event::{Advice, CloseCause, Principal},
     frame::{self, Frame, Notice},
     net::Link,
-    outbox::{Delivery, Outbox, Signal},
+    outbox::{Outbox, Push, Signal},
     registry::{Permit, Registration},
     telemetry::{DropReason, Metrics},
     timer::Timer,
@@ -242,8 +242,7 @@ impl Live {
 
     fn say(&self, frame: &Frame) {
         // A full outbox has asked for a close already, and a closed one needs no more words.
-        let (Delivery::Queued | Delivery::Overflow(_) | Delivery::Closed) =
-            self.outbox.deliver(frame);
+        let (Push::Queued | Push::Overflow(_) | Push::Closed) = self.outbox.deliver(frame);
     }
 
     fn signal(&mut self, signal: Signal) -> Next {

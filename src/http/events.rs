@@ -91,7 +91,8 @@ async fn send(state: &State, event: &Publish) -> Result<(), Problem> {
     let begun = Instant::now();
     let wire = envelope::encode(
         &envelope::Event { kind: &event.kind, data: &event.data, sender: event.sender.as_deref() },
-        &event.except,
+        // A list of users is addressed without its exceptions, so they need not ride along.
+        if event.target.names_users() { &[] } else { &event.except },
     )
     .map_err(|error| {
         tracing::error!(%error, "an event could not be written");
@@ -100,17 +101,11 @@ async fn send(state: &State, event: &Publish) -> Result<(), Problem> {
     let messages = event
         .to
         .iter()
-        .filter(|to| !excepted(to, event))
         .map(|to| Message { to: Destination::Events(to.clone()), payload: wire.clone() })
         .collect();
     let result = state.publisher.publish(messages).await;
     state.metrics.published(event.target, result.is_ok(), begun.elapsed());
     result.map_err(|error| unavailable(&error))
-}
-
-/// Published to nobody: the only recipient is an exception.
-fn excepted(to: &Channel, event: &Publish) -> bool {
-    matches!(to, Channel::User(user) if event.except.contains(user))
 }
 
 fn unavailable(error: &BusError) -> Problem {

@@ -1,6 +1,6 @@
 //! The body of `POST /v1/events`, checked member by member so that every fault is named at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, de};
 use serde_json::value::RawValue;
@@ -20,7 +20,7 @@ const LEVELS: usize = 128;
 /// A request that holds.
 #[derive(Debug)]
 pub struct Publish {
-    /// Where it goes: one channel, or one per user, each once.
+    /// Where it goes: one channel, or one per user, each once and without the exceptions.
     pub to: Vec<Channel>,
     /// The kind of target.
     pub target: Target,
@@ -123,6 +123,7 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
     let mut take = |name: &str| members.0.remove(name);
     let (to, kind, data) = (take("to"), take("type"), take("data"));
     let (except, sender, transient) = (take("except"), take("sender"), take("transient"));
+    let ttl = take("ttl_seconds");
     faults.unknown("", members);
 
     let to = required(&mut faults, "/to", to).and_then(|value| target(&mut faults, value));
@@ -135,6 +136,12 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
         faults.add("/data", format!("must not be nested deeper than {LEVELS} levels"));
     }
     let except = except.map_or_else(Vec::new, |value| exceptions(&mut faults, value));
+    // Nothing is kept yet, so there is no life to limit; the member is checked all the same.
+    if let Some(value) = ttl
+        && faults.parse::<u64>("/ttl_seconds", value, "a whole number of seconds") == Some(0)
+    {
+        faults.add("/ttl_seconds", "must be at least 1");
+    }
     let sender = sender.and_then(|value| {
         let sender: String = faults.parse("/sender", value, "a string")?;
         if sender.is_empty() || sender.chars().count() > SENDER_CHARS {
@@ -155,6 +162,10 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
     match (to, kind, data) {
         (Some((target, to)), Some(kind), Some(data)) if faults.0.is_empty() => {
             let data = data.to_owned();
+            let excepted: HashSet<&UserId> = except.iter().collect();
+            let reached =
+                |to: &Channel| !matches!(to, Channel::User(user) if excepted.contains(user));
+            let to = to.into_iter().filter(reached).collect();
             Ok(Publish { to, target, except, kind, data, sender })
         }
         _ => Err(Problem::invalid(faults.0)),
@@ -227,7 +238,7 @@ fn user_list(faults: &mut Faults, pointer: &str, value: &RawValue) -> Option<Vec
         faults.add(pointer, format!("must have at most {USERS} user ids"));
         return None;
     }
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     let mut users = Vec::with_capacity(list.len());
     for (n, id) in list.into_iter().enumerate() {
         if let Some(user) = name(faults, &format!("{pointer}/{n}"), id, UserId::new)

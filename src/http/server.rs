@@ -142,7 +142,7 @@ fn worker(
     let metrics = state.metrics.clone();
     public::Worker {
         shard: state.registry.attach(),
-        wheel: Wheel::spawn(),
+        wheel: Wheel::spawn(state.registry.vital("timer wheel of a worker")),
         settings: Rc::new(Settings { heartbeat, leeway, credentials, recheck, metrics }),
         state: Arc::clone(state),
     }

@@ -14,6 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use tokio::sync::{
     Notify,
     mpsc::{self, error::TrySendError},
@@ -22,6 +23,7 @@ use tokio::sync::{
 use crate::{
     event::{Channel, GapReason, Order, SessionKey, UserId},
     frame::Frame,
+    lifecycle::{Guard, Vital},
     telemetry::{DropReason, Metrics},
 };
 
@@ -96,15 +98,17 @@ struct Inner {
     /// Woken whenever a connection ends, for whoever waits until none is left.
     ended: Notify,
     metrics: Metrics,
+    vital: Vital,
 }
 
 /// The right to hold one of the process's connections; dropping it gives it back.
 pub struct Permit(Registry);
 
 impl Registry {
-    /// A registry without shards, for at most `limit` connections.
+    /// A registry without shards, for at most `limit` connections. `vital` learns when a task
+    /// that a worker cannot do without has ended.
     #[must_use]
-    pub fn new(limit: usize, metrics: Metrics) -> Self {
+    pub fn new(limit: usize, metrics: Metrics, vital: Vital) -> Self {
         Self(Arc::new(Inner {
             shards: ArcSwap::default(),
             hasher: ahash::RandomState::new(),
@@ -113,6 +117,7 @@ impl Registry {
             limit,
             ended: Notify::new(),
             metrics,
+            vital,
         }))
     }
 
@@ -134,6 +139,15 @@ impl Registry {
             shards
         });
         Shard::spawn(self.clone(), shared, inbox)
+    }
+
+    /// Whether someone here may want what is published there. May say yes in vain.
+    #[must_use]
+    pub fn wants(&self, channel: &Channel) -> bool {
+        match self.slot(channel) {
+            Some(slot) => self.0.shards.load().iter().any(|shard| shard.shared.interest.any(slot)),
+            None => self.connections() > 0,
+        }
     }
 
     /// Hands an event to the workers that may have someone for it. Never waits: a worker whose
@@ -187,13 +201,21 @@ impl Registry {
     /// register from now on as well.
     pub async fn leave(&self, spread: Duration) {
         let shards = self.0.shards.load_full();
-        for shard in shards.iter() {
-            // An order may wait for room, other than an event: it must not get lost. A worker
-            // that has ended needs none.
-            if shard.mailbox.send(ToShard::Leave(spread)).await.is_err() {
+        // An order may wait for room, other than an event: it must not get lost. All at once, so
+        // that one busy worker does not keep it from the others.
+        let orders = shards.iter().map(|shard| shard.mailbox.send(ToShard::Leave(spread)));
+        for sent in join_all(orders).await {
+            if sent.is_err() {
                 tracing::debug!("a worker has ended before the drain");
             }
         }
+    }
+
+    /// To be held by a task that a worker cannot do without; panics are told from the worker's own
+    /// end.
+    #[must_use]
+    pub fn vital(&self, what: &'static str) -> Guard {
+        self.0.vital.guard(what)
     }
 
     /// Room for one more connection, or `None` when the process is full.
@@ -222,7 +244,6 @@ impl Registry {
                 return;
             }
             ended.await;
-            self.0.metrics.drain_remaining(self.connections());
         }
     }
 

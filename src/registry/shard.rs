@@ -17,14 +17,17 @@ use super::{Delivery, Interest, Registry, Shared, ToShard};
 use crate::{
     event::{Channel, ConnectionId, GapReason, Group, Order, SessionKey, UserId},
     frame::{self, Notice},
-    outbox::{Delivery as Outcome, Outbox},
+    lifecycle::Guard,
+    outbox::{Outbox, Push},
     telemetry::WorkerMetrics,
     throttle::Throttle,
 };
 
-/// Messages that are handed out before the sockets get their turn. So a burst is joined into few
-/// writes, and yet no queue fills only because nobody was let write.
+/// Messages, and their bytes, that are handed out before the sockets get their turn. So a burst is
+/// joined into few writes, and yet no queue fills only because nobody was let write: its bound
+/// (`limits.queue_bytes`) is in bytes as well.
 const BATCH: usize = 64;
+const BATCH_BYTES: usize = 64 * 1024;
 
 /// Reloads after a gap come from every page at once; they are spread over this long.
 const RESYNC_SPREAD: Duration = Duration::from_secs(2);
@@ -61,7 +64,18 @@ pub struct Shard {
     state: RefCell<State>,
     leaving: Cell<Option<Duration>>,
     orders: RefCell<VecDeque<(Instant, Arc<Order>)>>,
+    resync: Cell<Resync>,
     slow: Throttle,
+}
+
+/// Whether connections are being told of a gap. Gaps that come meanwhile are one more round, not
+/// one each: an overloaded worker must not be buried under its own apologies.
+#[derive(Clone, Copy)]
+enum Resync {
+    Idle,
+    Telling,
+    /// And once more after that, for this reason.
+    Again(GapReason),
 }
 
 #[derive(Default)]
@@ -91,9 +105,11 @@ impl Shard {
             state: RefCell::default(),
             leaving: Cell::new(None),
             orders: RefCell::default(),
+            resync: Cell::new(Resync::Idle),
             slow: Throttle::default(),
         });
-        actix_rt::spawn(run(Rc::downgrade(&shard), inbox));
+        let guard = shard.registry.vital("mailbox of a worker");
+        actix_rt::spawn(run(Rc::downgrade(&shard), inbox, guard));
         actix_rt::spawn(report(Rc::downgrade(&shard)));
         shard
     }
@@ -151,7 +167,7 @@ impl Shard {
         }
     }
 
-    fn handle(&self, message: ToShard) {
+    fn handle(self: &Rc<Self>, message: ToShard) {
         match message {
             ToShard::Deliver(delivery) => {
                 self.shared.waiting.fetch_sub(delivery.frame.len(), Ordering::Relaxed);
@@ -165,22 +181,17 @@ impl Shard {
                 }
             }
             ToShard::Recheck(session) => self.recheck(session),
-            ToShard::Resync(reason) => self.resync(reason),
+            ToShard::Resync(reason) => resync(self, reason),
             ToShard::Leave(spread) => self.leave(spread),
         }
     }
 
     fn deliver(&self, delivery: &Delivery) {
         let state = self.state.borrow();
-        let excluded: HashSet<usize, ahash::RandomState> = delivery
-            .except
-            .iter()
-            .filter_map(|user| state.users.get(user))
-            .flat_map(|keys| keys.iter().copied())
-            .collect();
+        let excluded = excluded(&state, delivery);
         let hand_over = |key: usize| {
             if let Some(entry) = state.connections.get(key)
-                && (excluded.is_empty() || !excluded.contains(&key))
+                && !excluded.as_ref().is_some_and(|keys| keys.contains(&key))
             {
                 self.push(entry, delivery);
             }
@@ -197,28 +208,22 @@ impl Shard {
     }
 
     fn push(&self, entry: &Entry, delivery: &Delivery) {
-        match entry.outbox.deliver(&delivery.frame) {
-            Outcome::Queued => {}
-            Outcome::Overflow(dropped) => {
-                self.metrics.dropped(dropped + 1);
-                if let Some(quiet) = self.slow.check() {
-                    tracing::warn!(
-                        dropped = dropped + 1,
-                        more_since_last_line = quiet,
-                        "a client reads too slowly and is closed with 1013"
-                    );
-                }
-            }
-            Outcome::Closed => self.metrics.dropped(1),
+        if let Push::Overflow(dropped) = entry.outbox.deliver(&delivery.frame)
+            && let Some(quiet) = self.slow.check()
+        {
+            tracing::warn!(
+                dropped,
+                more_since_last_line = quiet,
+                "a client reads too slowly and is closed with 1013"
+            );
         }
     }
 
-    /// Every connection is told at its own moment, so that pages do not reload in step.
-    fn resync(&self, reason: GapReason) {
+    /// Who is to be told of a gap, and when.
+    fn plan(&self) -> Vec<(Instant, Weak<Outbox>, Box<[Group]>)> {
         let now = Instant::now();
-        let mut plan: Vec<(Instant, Weak<Outbox>, Box<[Group]>)> = self
-            .state
-            .borrow()
+        let state = self.state.borrow();
+        let mut plan: Vec<_> = state
             .connections
             .iter()
             .map(|(_, entry)| {
@@ -227,16 +232,7 @@ impl Shard {
             })
             .collect();
         plan.sort_unstable_by_key(|(at, ..)| *at);
-        actix_rt::spawn(async move {
-            for (at, outbox, groups) in plan {
-                tokio::time::sleep_until(at).await;
-                if let Some(outbox) = outbox.upgrade() {
-                    let lost = frame::tags(&groups);
-                    let notice = Notice::Resync { lost: &lost, cursor: "", reason: reason.label() };
-                    outbox.deliver(&notice.frame());
-                }
-            }
-        });
+        plan
     }
 
     fn order(&self, order: Arc<Order>, late: bool) -> usize {
@@ -354,16 +350,62 @@ fn forget<S: std::hash::BuildHasher>(
     }
 }
 
-async fn run(shard: Weak<Shard>, mut inbox: mpsc::Receiver<ToShard>) {
+/// The connections that an event is not for; `None`, as nearly always: it is for all.
+fn excluded(state: &State, delivery: &Delivery) -> Option<HashSet<usize>> {
+    (!delivery.except.is_empty()).then(|| {
+        let connected = delivery.except.iter().filter_map(|user| state.users.get(user));
+        connected.flat_map(|keys| keys.iter().copied()).collect()
+    })
+}
+
+/// Tells every connection at its own moment, so that pages do not reload in step.
+fn resync(shard: &Rc<Shard>, reason: GapReason) {
+    match shard.resync.get() {
+        Resync::Idle => {
+            shard.resync.set(Resync::Telling);
+            actix_rt::spawn(tell(Rc::downgrade(shard), reason));
+        }
+        Resync::Telling | Resync::Again(_) => shard.resync.set(Resync::Again(reason)),
+    }
+}
+
+async fn tell(shard: Weak<Shard>, mut reason: GapReason) {
+    loop {
+        let Some(plan) = shard.upgrade().map(|shard| shard.plan()) else { return };
+        for (at, outbox, groups) in plan {
+            tokio::time::sleep_until(at).await;
+            if let Some(outbox) = outbox.upgrade() {
+                let lost = frame::tags(&groups);
+                let notice = Notice::Resync { lost: &lost, cursor: "", reason: reason.label() };
+                outbox.deliver(&notice.frame());
+            }
+        }
+        let Some(shard) = shard.upgrade() else { return };
+        match shard.resync.replace(Resync::Telling) {
+            Resync::Again(next) => reason = next,
+            Resync::Idle | Resync::Telling => return shard.resync.set(Resync::Idle),
+        }
+    }
+}
+
+async fn run(shard: Weak<Shard>, mut inbox: mpsc::Receiver<ToShard>, _guard: Guard) {
     let mut batch = Vec::with_capacity(BATCH);
     while inbox.recv_many(&mut batch, BATCH).await > 0 {
         let Some(shard) = shard.upgrade() else { return };
+        let mut bytes = 0;
         for message in batch.drain(..) {
+            if let ToShard::Deliver(delivery) = &message {
+                bytes += delivery.frame.len();
+            }
             shard.handle(message);
+            if bytes >= BATCH_BYTES {
+                bytes = 0;
+                tokio::task::yield_now().await;
+            }
         }
         if shard.shared.lagged.swap(false, Ordering::AcqRel) {
             shard.registry.0.metrics.gap(GapReason::WorkerLagged);
-            shard.resync(GapReason::WorkerLagged);
+            resync(&shard, GapReason::WorkerLagged);
         }
         tokio::task::yield_now().await;
     }
@@ -380,4 +422,94 @@ async fn report(shard: Weak<Shard>) {
 
 fn random(within: Duration) -> Duration {
     within.mul_f64(rand::rng().random())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use super::*;
+    use crate::{
+        lifecycle::Vital,
+        outbox::{Bounds, Signal},
+        telemetry::Metrics,
+    };
+
+    const MIB: usize = 1024 * 1024;
+
+    fn event(bytes: usize) -> Delivery {
+        let frame = crate::frame::Frame::event(&"x".repeat(bytes), Instant::now());
+        Delivery { to: Channel::Broadcast, except: Arc::default(), frame }
+    }
+
+    struct Client {
+        registry: Registry,
+        outbox: Rc<Outbox>,
+        _registration: Registration,
+    }
+
+    fn client(limit: usize) -> Client {
+        let registry = Registry::new(limit, Metrics::new(limit), Vital::default());
+        let shard = registry.attach();
+        let bounds = Bounds { frames: 4096, bytes: MIB };
+        let outbox = Outbox::new(bounds, Rc::clone(shard.metrics()));
+        let member = Member {
+            id: ConnectionId::new(),
+            user: UserId::new("alice").unwrap(),
+            session: None,
+            made: SystemTime::now(),
+        };
+        let registration = shard.register(member, Box::default(), Rc::clone(&outbox));
+        Client { registry, outbox, _registration: registration }
+    }
+
+    /// A socket that takes everything at once.
+    async fn read(outbox: &Outbox, frames: &Cell<usize>) {
+        std::future::poll_fn(|cx| {
+            while let Poll::Ready(Some(_)) = outbox.poll_frame(cx) {
+                frames.set(frames.get() + 1);
+            }
+            Poll::<()>::Pending
+        })
+        .await;
+    }
+
+    #[actix_web::test]
+    async fn a_reader_is_not_closed_for_a_burst_of_large_events() {
+        let client = client(1);
+        let read_frames = Rc::new(Cell::new(0));
+        let (outbox, frames) = (Rc::clone(&client.outbox), Rc::clone(&read_frames));
+        actix_rt::spawn(async move { read(&outbox, &frames).await });
+        tokio::task::yield_now().await;
+        for _ in 0..60 {
+            client.registry.deliver(&event(60_000));
+        }
+        let signalled = tokio::time::timeout(Duration::from_millis(300), client.outbox.signalled());
+        assert!(signalled.await.is_err(), "closed as too slow");
+        assert_eq!(read_frames.get(), 60);
+    }
+
+    #[actix_web::test]
+    async fn one_who_does_not_read_is() {
+        let client = client(1);
+        for _ in 0..60 {
+            client.registry.deliver(&event(60_000));
+        }
+        let signal = tokio::time::timeout(Duration::from_secs(5), client.outbox.signalled()).await;
+        assert_eq!(signal, Ok(Signal::Close(crate::event::CloseCause::SlowConsumer)));
+    }
+
+    #[actix_web::test]
+    async fn many_gaps_are_told_in_few_words() {
+        let client = client(1);
+        let read_frames = Rc::new(Cell::new(0));
+        let (outbox, frames) = (Rc::clone(&client.outbox), Rc::clone(&read_frames));
+        actix_rt::spawn(async move { read(&outbox, &frames).await });
+        for _ in 0..200 {
+            client.registry.resync(GapReason::Lagged);
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(RESYNC_SPREAD * 3).await;
+        assert!((1..=2).contains(&read_frames.get()), "{} times", read_frames.get());
+    }
 }

@@ -117,6 +117,12 @@ pub enum Target {
 }
 
 impl Target {
+    /// Whether it is a list of users (of one, maybe), and not a set that only replicas know.
+    #[must_use]
+    pub fn names_users(self) -> bool {
+        matches!(self, Self::User | Self::Users)
+    }
+
     /// Every one of them.
     pub(super) const ALL: [Self; 4] = [Self::User, Self::Users, Self::Group, Self::Broadcast];
 

@@ -5,7 +5,7 @@
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::config::{Log, LogFormat};
 
@@ -22,12 +22,7 @@ pub use worker::WorkerMetrics;
 /// # Errors
 /// When the filter does not parse or a subscriber is installed already.
 pub fn init(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let mut filter = EnvFilter::try_new(&log.level)?;
-    for (library, level) in LIBRARIES {
-        if !log.level.contains(library) {
-            filter = filter.add_directive(format!("{library}={level}").parse()?);
-        }
-    }
+    let filter = filter(&log.level)?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_target(true);
     match log.format {
         LogFormat::Pretty => lines.compact().with_ansi(std::io::stdout().is_terminal()).try_init(),
@@ -35,7 +30,50 @@ pub fn init(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     }
 }
 
+fn filter(level: &str) -> Result<EnvFilter, Box<dyn std::error::Error + Send + Sync>> {
+    let mut filter = EnvFilter::try_new(level)?;
+    let named = |library: &str| {
+        level
+            .split(',')
+            .any(|part| part.trim_start().split(['=', ':', '[']).next() == Some(library))
+    };
+    for (library, most) in LIBRARIES {
+        // Only ever quieter: `log.level = "off"` stays off.
+        let louder = filter.max_level_hint().is_none_or(|global| global > most);
+        if louder && !named(library) {
+            filter = filter.add_directive(format!("{library}={most}").parse()?);
+        }
+    }
+    Ok(filter)
+}
+
 /// Libraries that speak of what an operator does not ask for, or, at their finest levels, of bytes
 /// in which a credential may stand. They are quieter than the rest unless `log.level` names them.
-const LIBRARIES: [(&str, &str); 4] =
-    [("actix_server", "warn"), ("actix_http", "warn"), ("fred", "error"), ("mio", "warn")];
+const LIBRARIES: [(&str, LevelFilter); 4] = [
+    ("actix_server", LevelFilter::WARN),
+    ("actix_http", LevelFilter::WARN),
+    ("fred", LevelFilter::ERROR),
+    ("mio", LevelFilter::WARN),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_only_ever_quieter() {
+        for (level, expected) in [
+            ("off", "off"),
+            ("error", "error"),
+            ("trace", "actix_server=warn,actix_http=warn,fred=error,mio=warn,trace"),
+            ("info,fred=trace", "actix_server=warn,actix_http=warn,fred=trace,mio=warn,info"),
+        ] {
+            let mut said: Vec<String> =
+                filter(level).unwrap().to_string().split(',').map(str::to_owned).collect();
+            let mut expected: Vec<&str> = expected.split(',').collect();
+            said.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(said, expected, "{level}");
+        }
+    }
+}

@@ -183,7 +183,7 @@ impl Shared {
     fn give_up(&self, number: u64) {
         // While it is down, the supervisor is already at work on the next connection; a probe that
         // fails meanwhile says nothing about that one.
-        if self.current.load().number == number && self.up.take() {
+        if self.current.load().number == number && self.up.take(number) {
             self.condemned.fetch_max(number, Ordering::AcqRel);
             self.condemn.notify_one();
         }
@@ -233,7 +233,7 @@ async fn supervise(shared: Arc<Shared>, settings: Arc<LinkSettings>, mut link: L
     let mut quiet = Quiet::default();
     loop {
         let reason = live(&shared, &mut link, number, &mut quiet).await;
-        shared.up.set(false);
+        shared.up.set(None);
         quiet.warn(|again| {
             tracing::warn!(role = "publisher", %reason, again, "the Redis connection is given up");
         });
@@ -268,7 +268,7 @@ async fn live(shared: &Shared, link: &mut Link, number: u64, quiet: &mut Quiet) 
             return reason;
         }
     }
-    shared.up.set(true);
+    shared.up.set(Some(number));
     quiet.reset();
     tracing::info!(role = "publisher", "connected to Redis");
     introduce(&link.client, Role::Publisher).await;

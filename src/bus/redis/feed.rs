@@ -132,7 +132,7 @@ impl RedisFeed {
             Step::Subscribed(Ok(())) => {
                 self.phase = Phase::Standing;
                 self.patience = PATIENCE.0;
-                self.up.set(true);
+                self.up.set(Some(1));
                 self.quiet.reset();
                 self.refusals.reset();
                 let again = std::mem::replace(&mut self.again, true);
@@ -181,7 +181,7 @@ impl RedisFeed {
 
     /// Throws the connection away, without a word to the server, and begins anew.
     fn reopen(&mut self) {
-        self.up.set(false);
+        self.up.set(None);
         self.phase = Phase::Connecting;
         (self.link, self.messages) = Link::open(&self.settings, Role::Subscriber);
     }

@@ -6,7 +6,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicU64, Ordering},
 };
 
 use crate::config;
@@ -30,23 +30,24 @@ use names::Names;
 #[error("redis.url: {0}")]
 pub struct ConnectError(String);
 
-/// Whether a connection does its work. Clones share the answer.
+/// Which connection does its work, by its number; 0 while none does. Clones share the answer.
 #[derive(Clone, Debug, Default)]
-pub struct Up(Arc<AtomicBool>);
+pub struct Up(Arc<AtomicU64>);
 
 impl Up {
-    /// At this moment.
+    /// Whether one does, at this moment.
     pub fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.load(Ordering::Acquire) != 0
     }
 
-    fn set(&self, up: bool) {
-        self.0.store(up, Ordering::Release);
+    fn set(&self, number: Option<u64>) {
+        self.0.store(number.unwrap_or(0), Ordering::Release);
     }
 
-    /// Goes down; whether it was up.
-    fn take(&self) -> bool {
-        self.0.swap(false, Ordering::AcqRel)
+    /// Goes down if it is this connection that is up: a late failure of an old one must not take
+    /// the new one's place away.
+    fn take(&self, number: u64) -> bool {
+        self.0.compare_exchange(number, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
