@@ -13,7 +13,8 @@ use crate::{
         redis,
         subscriber::{self, Health, Subscriber},
     },
-    config::{Config, Profile},
+    config::{self, Config, Profile},
+    connection::Allowance,
     gate::Gate,
     http::{
         internal, public,
@@ -25,6 +26,7 @@ use crate::{
     rotation,
     store::{Store, memory::MemoryStore, redis::RedisStore},
     telemetry::Metrics,
+    tls::{self, Tls},
 };
 
 /// Room for what an event has beside its data: type, sender, head and the exceptions.
@@ -66,6 +68,7 @@ pub async fn run(
     let public_listener = server::listen(config.public.bind, config.public.backlog)?;
     let internal_listener = server::listen(config.internal.bind, config.public.backlog)?;
     let addresses = (public_listener.local_addr()?, internal_listener.local_addr()?);
+    let (public_tls, internal_tls) = (encrypt(&config.public.tls)?, encrypt(&config.internal.tls)?);
 
     let public = PublicServer {
         workers: config.public.workers,
@@ -74,6 +77,11 @@ pub async fn run(
         heartbeat: config.limits.heartbeat,
         leeway: config.auth.jwt.leeway,
         recheck: config.reserved.session_recheck,
+        inbound: config.gate.inbound.map(|inbound| Allowance {
+            per_second: inbound.per_second,
+            burst: inbound.burst,
+        }),
+        tls: public_tls.clone(),
         state: Arc::new(public::State {
             authenticator: Arc::clone(&authenticator),
             origins: Origins::parse(&config.auth.origins).map_err(|text| {
@@ -83,7 +91,7 @@ pub async fn run(
             explain: config.profile == Profile::Development,
             health: Arc::clone(&health),
             lifecycle: Arc::clone(&lifecycle),
-            gate: Gate::default(),
+            gate: Gate::new(config.gate.clone()),
             registry: registry.clone(),
             seats: Arc::default(),
             bounds: Bounds { frames: config.limits.queue_events, bytes: config.limits.queue_bytes },
@@ -105,6 +113,7 @@ pub async fn run(
             lifecycle: Arc::clone(&lifecycle),
             metrics: metrics.clone(),
         }),
+        internal_tls.clone(),
     )?;
     let public_handle = public.handle();
     let internal_handle = internal.handle();
@@ -121,9 +130,12 @@ pub async fn run(
     let subscriber = actix_rt::spawn(subscriber.run());
     let rotation = actix_rt::spawn(rotation::run(config.clone(), authenticator, keys));
 
-    for (listener, address) in [("public", addresses.0), ("internal", addresses.1)] {
-        tracing::info!(listener, %address, "listening");
+    let listeners = [("public", addresses.0, public_tls), ("internal", addresses.1, internal_tls)];
+    for (listener, address, tls) in &listeners {
+        tracing::info!(listener, %address, tls = tls.is_some(), "listening");
     }
+    let certificates = listeners.into_iter().filter_map(|(name, _, tls)| Some((name, tls?)));
+    let certificates = actix_rt::spawn(tls::watch(certificates.collect()));
     lifecycle.advance(Phase::Ready);
     started(addresses.0, addresses.1);
 
@@ -137,6 +149,7 @@ pub async fn run(
     public_handle.stop(false).await;
     subscriber.abort();
     rotation.abort();
+    certificates.abort();
     internal_handle.stop(false).await;
     for (name, server) in [("public", public), ("internal", internal)] {
         if let Ok(Err(error)) = server.await {
@@ -144,6 +157,11 @@ pub async fn run(
         }
     }
     Ok(())
+}
+
+fn encrypt(files: &Option<config::tls::Tls>) -> Result<Option<Arc<Tls>>, StartError> {
+    let tls = files.clone().map(Tls::new).transpose().map_err(StartError::Setting)?;
+    Ok(tls.map(Arc::new))
 }
 
 type Broker = (Arc<dyn Publisher>, Box<dyn Feed>, Arc<dyn Store>);
