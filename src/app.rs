@@ -14,7 +14,6 @@ use crate::{
         subscriber::{self, Health, Subscriber},
     },
     config::{self, Config, Profile},
-    connection::Allowance,
     gate::Gate,
     http::{
         internal, public,
@@ -68,7 +67,8 @@ pub async fn run(
     let public_listener = server::listen(config.public.bind, config.public.backlog)?;
     let internal_listener = server::listen(config.internal.bind, config.public.backlog)?;
     let addresses = (public_listener.local_addr()?, internal_listener.local_addr()?);
-    let (public_tls, internal_tls) = (encrypt(&config.public.tls)?, encrypt(&config.internal.tls)?);
+    let public_tls = encrypt(config.public.tls.as_ref())?;
+    let internal_tls = encrypt(config.internal.tls.as_ref())?;
 
     let public = PublicServer {
         workers: config.public.workers,
@@ -77,10 +77,7 @@ pub async fn run(
         heartbeat: config.limits.heartbeat,
         leeway: config.auth.jwt.leeway,
         recheck: config.reserved.session_recheck,
-        inbound: config.gate.inbound.map(|inbound| Allowance {
-            per_second: inbound.per_second,
-            burst: inbound.burst,
-        }),
+        inbound: config.gate.inbound,
         tls: public_tls.clone(),
         state: Arc::new(public::State {
             authenticator: Arc::clone(&authenticator),
@@ -159,8 +156,8 @@ pub async fn run(
     Ok(())
 }
 
-fn encrypt(files: &Option<config::tls::Tls>) -> Result<Option<Arc<Tls>>, StartError> {
-    let tls = files.clone().map(Tls::new).transpose().map_err(StartError::Setting)?;
+fn encrypt(files: Option<&config::tls::Tls>) -> Result<Option<Arc<Tls>>, StartError> {
+    let tls = files.cloned().map(Tls::new).transpose().map_err(StartError::Setting)?;
     Ok(tls.map(Arc::new))
 }
 

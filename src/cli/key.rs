@@ -60,7 +60,7 @@ impl Key {
             entry.push_str(&self.scopes.join("+"));
         }
         if let Some(rate) = self.rate {
-            entry.push_str(&format!(":{rate}"));
+            entry = format!("{entry}:{rate}");
         }
         // The configuration must accept what is printed here.
         rules::api_key(&entry)
@@ -77,7 +77,8 @@ mod tests {
     fn the_entry_is_what_the_configuration_reads() {
         let scopes = vec!["publish".to_owned(), "read".to_owned()];
         let (key, entry) = Key { name: "billing".to_owned(), scopes, rate: Rate::parse("9/s") }
-            .make([7; 32]).unwrap();
+            .make([7; 32])
+            .unwrap();
         assert_eq!(key, "bk_BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc");
         let read = rules::api_key(&entry).unwrap();
         assert_eq!(read.name, "billing");
@@ -88,7 +89,8 @@ mod tests {
 
     #[test]
     fn a_name_that_the_configuration_refuses_is_refused_here() {
-        let failure = Key { name: "a b".to_owned(), scopes: vec![], rate: None }.make([7; 32]).unwrap_err();
+        let failure =
+            Key { name: "a b".to_owned(), scopes: vec![], rate: None }.make([7; 32]).unwrap_err();
         assert!(failure.to_string().contains("bad name"), "{failure}");
     }
 }

@@ -2,10 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use super::{
-    network::Network,
-    reader::Reader,
-};
+use super::{network::Network, reader::Reader};
 
 /// The limits of the gate and of what comes in through it. `None`: no such limit.
 #[derive(Clone, Debug)]

@@ -54,8 +54,7 @@ impl Tls {
                 .ok()
         });
         if let (Some(chain), Some(key)) = (&chain, &key)
-            && let Err(error) =
-                CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider)
+            && let Err(error) = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider)
         {
             let what = format!(
                 "{} is not the key of the certificate in {}: {error}",
@@ -98,7 +97,10 @@ fn build(
     Ok(config)
 }
 
-fn roots(found: Vec<CertificateDer<'static>>, path: &std::path::Path) -> Result<RootCertStore, Problem> {
+fn roots(
+    found: Vec<CertificateDer<'static>>,
+    path: &std::path::Path,
+) -> Result<RootCertStore, Problem> {
     let mut roots = RootCertStore::empty();
     for certificate in found {
         roots.add(certificate).map_err(|error| {

@@ -43,7 +43,9 @@ async fn an_address_without_connections_takes_no_room() {
     let gate = Gate::new(Settings { connections_per_address: NonZeroU32::new(2), ..settings() });
     for index in 0..100 {
         let mut request = from(&format!("203.0.113.{index}:1"));
-        request.headers_mut().insert(header::X_FORWARDED_FOR, header::HeaderValue::from_static("1.1.1.1"));
+        request
+            .headers_mut()
+            .insert(header::X_FORWARDED_FOR, header::HeaderValue::from_static("1.1.1.1"));
         drop(gate.enter(request.head()).await.unwrap());
     }
     let (addresses, _) = gate.addresses.as_ref().unwrap();
@@ -52,11 +54,8 @@ async fn an_address_without_connections_takes_no_room() {
 
 #[tokio::test(start_paused = true)]
 async fn what_comes_faster_waits_in_order_and_the_rest_is_refused() {
-    let settings = Settings {
-        handshakes_per_second: NonZeroU32::new(10),
-        handshake_queue: 5,
-        ..settings()
-    };
+    let settings =
+        Settings { handshakes_per_second: NonZeroU32::new(10), handshake_queue: 5, ..settings() };
     let gate = Rc::new(Gate::new(settings));
     let begun = Instant::now();
     let local = tokio::task::LocalSet::new();

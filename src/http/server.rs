@@ -20,7 +20,8 @@ use actix_http::{
 };
 use actix_server::Server;
 use actix_service::{
-    IntoServiceFactory as _, Service, ServiceFactory, ServiceFactoryExt as _, fn_service, map_config,
+    IntoServiceFactory as _, Service, ServiceFactory, ServiceFactoryExt as _, fn_service,
+    map_config,
 };
 use actix_web::{
     App,
@@ -35,6 +36,7 @@ use socket2::{Domain, Protocol as SocketProtocol, Socket as RawSocket, Type};
 use super::{internal, public};
 use crate::{
     auth::Authenticator,
+    config::gate::Inbound,
     connection::{Allowance, Credentials, Settings, Standing},
     event::Principal,
     net::Socket,
@@ -88,7 +90,7 @@ pub struct PublicServer {
     /// How often a session cookie is looked up again.
     pub recheck: Duration,
     /// What one client may send; `None`: as much as it likes.
-    pub inbound: Option<Allowance>,
+    pub inbound: Option<Inbound>,
     /// `None`: plain HTTP.
     pub tls: Option<Arc<Tls>>,
 }
@@ -199,10 +201,11 @@ fn worker(
     heartbeat: Duration,
     leeway: Duration,
     recheck: Duration,
-    inbound: Option<Allowance>,
+    inbound: Option<Inbound>,
 ) -> public::Worker {
     let credentials = Rc::new(Open(Arc::clone(&state.authenticator)));
     let metrics = state.metrics.clone();
+    let inbound = inbound.map(|Inbound { per_second, burst }| Allowance { per_second, burst });
     public::Worker {
         shard: state.registry.attach(),
         wheel: Wheel::spawn(),
@@ -224,11 +227,10 @@ pub fn start_internal(
 ) -> io::Result<Server> {
     let address = listener.local_addr()?;
     let mutual = tls.as_ref().is_some_and(|tls| tls.is_mutual());
-    let server = Server::build()
-        .workers(workers)
-        .shutdown_timeout(5)
-        .disable_signals()
-        .listen("internal", listener, move || {
+    let server = Server::build().workers(workers).shutdown_timeout(5).disable_signals().listen(
+        "internal",
+        listener,
+        move || {
             let app = App::new()
                 .app_data(state.clone())
                 .wrap(Condition::new(mutual, from_fn(internal::only_vouched_for)))
@@ -242,6 +244,7 @@ pub fn start_internal(
                 })
                 .finish(map_config(app, |()| AppConfig::default()));
             sockets(tls.clone()).and_then(http)
-        })?;
+        },
+    )?;
     Ok(server.run())
 }

@@ -139,10 +139,9 @@ fn respond(refusal: &Refusal) -> HttpResponse {
         Refusal::Full => Problem::new(Kind::Full).retry_after(5),
         // Spread, so that those who were refused together do not return together.
         Refusal::Busy => Problem::new(Kind::Busy).retry_after(rand::rng().random_range(1..=5)),
-        Refusal::Crowded => Problem::new(Kind::Busy).retry_after(60),
         Refusal::Origin(_) => Problem::new(Kind::Origin),
         Refusal::Unauthorized(_) => Problem::new(Kind::BadCredential),
-        Refusal::TooMany(_) => Problem::new(Kind::Busy).retry_after(60),
+        Refusal::Crowded | Refusal::TooMany(_) => Problem::new(Kind::Busy).retry_after(60),
         Refusal::Away(_) => Problem::new(Kind::Unavailable).retry_after(2),
     };
     let mut response = problem.response();
