@@ -65,7 +65,7 @@ pub fn routes(base_path: &str, config: &mut web::ServiceConfig) {
         .service(
             web::resource(format!("{base_path}/ws/notifications"))
                 .route(web::get().to(upgrade::notifications))
-                .default_service(web::to(wrong_method)),
+                .default_service(wrong_method("GET")),
         )
         .default_service(web::to(not_found));
 }

@@ -13,6 +13,7 @@
     clippy::disallowed_methods,
     clippy::let_underscore_must_use,
     clippy::string_slice,
+    clippy::unwrap_used,
     reason = "a test that fails by panicking fails well"
 )]
 
@@ -23,9 +24,11 @@ mod arrows;
 mod auth;
 mod cli;
 mod delivery;
+mod drain;
 mod gate;
 mod http_api;
 mod liveness;
+mod logs;
 mod ops;
 mod protocol;
 mod redis;
