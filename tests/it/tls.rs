@@ -11,7 +11,10 @@ use tokio::{
     net::TcpStream,
     time::{Duration, Instant},
 };
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
 
 use crate::support::{
     PATIENCE,
@@ -240,6 +243,29 @@ async fn s06_a_slow_consumer_is_told_and_one_that_never_reads_is_reset() {
     }
     replica.to_user("other", "fine").await;
     other.event("fine").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_closes_is_answered_and_tls_ends_in_order() {
+    let files = Files::new();
+    let replica = files.public().await;
+    for run in 0..20 {
+        let mut stream = files.authority.websocket(replica.public, &token("alice"), None).await;
+        let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        stream.send(Message::Close(Some(close))).await.expect("open");
+        let mut code = None;
+        // Anything but an answer and then an orderly end is an error here: a reset, or an end of
+        // file without TLS's own farewell.
+        while let Some(message) = stream.next().await {
+            if let Message::Close(frame) = message.unwrap_or_else(|e| panic!("run {run}: {e}")) {
+                code = frame.map(|frame| u16::from(frame.code));
+            }
+        }
+        assert_eq!(code, Some(1000), "run {run}");
+        let mut rest = [0];
+        let end = stream.get_mut().read(&mut rest).await;
+        assert!(matches!(end, Ok(0)), "run {run}: {end:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
