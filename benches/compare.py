@@ -87,6 +87,8 @@ def start(name, options, redis):
             "BELFRY__INTERNAL__BIND": f"127.0.0.1:{control}",
             "BELFRY__REDIS__URL": env["REDIS_URL"], "BELFRY__AUTH__JWT__SECRET": SECRET,
             "BELFRY__API__KEYS": f"bench:{hashlib.sha256(KEY.encode()).hexdigest()}",
+            # No peer bounds how fast clients come.
+            "BELFRY__LIMITS__HANDSHAKES_PER_SECOND": "0",
         })
         url = f"ws://127.0.0.1:{port}/ws/notifications?token={{token}}"
         return Server(name, [options.belfry], env, port, url, by_redis + ["--skip", "1"], out)

@@ -13,7 +13,7 @@ use crate::{
         redis,
         subscriber::{self, Health, Subscriber},
     },
-    config::{Config, Profile},
+    config::{self, Config, Profile},
     gate::Gate,
     http::{
         internal, public,
@@ -25,6 +25,7 @@ use crate::{
     rotation,
     store::{Store, memory::MemoryStore, redis::RedisStore},
     telemetry::Metrics,
+    tls::{self, Tls},
 };
 
 /// Room for what an event has beside its data: type, sender, head and the exceptions.
@@ -72,6 +73,8 @@ pub async fn run(
     let public_listener = server::listen(config.public.bind, config.public.backlog)?;
     let internal_listener = server::listen(config.internal.bind, config.public.backlog)?;
     let addresses = (public_listener.local_addr()?, internal_listener.local_addr()?);
+    let public_tls = encrypt(config.public.tls.as_ref())?;
+    let internal_tls = encrypt(config.internal.tls.as_ref())?;
 
     let public = PublicServer {
         workers: config.public.workers,
@@ -80,6 +83,8 @@ pub async fn run(
         heartbeat: config.limits.heartbeat,
         leeway: config.auth.jwt.leeway,
         recheck: config.reserved.session_recheck,
+        inbound: config.gate.inbound,
+        tls: public_tls.clone(),
         state: Arc::new(public::State {
             authenticator: Arc::clone(&authenticator),
             origins: Origins::parse(&config.auth.origins).map_err(|text| {
@@ -89,7 +94,7 @@ pub async fn run(
             explain: config.profile == Profile::Development,
             health: Arc::clone(&health),
             lifecycle: Arc::clone(&lifecycle),
-            gate: Gate::default(),
+            gate: Gate::new(config.gate.clone()),
             registry: registry.clone(),
             seats: Arc::default(),
             bounds: Bounds { frames: config.limits.queue_events, bytes: config.limits.queue_bytes },
@@ -111,6 +116,7 @@ pub async fn run(
             lifecycle: Arc::clone(&lifecycle),
             metrics: metrics.clone(),
         }),
+        internal_tls.clone(),
     )?;
     let public_handle = public.handle();
     let internal_handle = internal.handle();
@@ -127,9 +133,12 @@ pub async fn run(
     let mut subscriber = actix_rt::spawn(subscriber.run());
     let rotation = actix_rt::spawn(rotation::run(config.clone(), authenticator, keys));
 
-    for (listener, address) in [("public", addresses.0), ("internal", addresses.1)] {
-        tracing::info!(listener, %address, "listening");
+    let listeners = [("public", addresses.0, public_tls), ("internal", addresses.1, internal_tls)];
+    for (listener, address, tls) in &listeners {
+        tracing::info!(listener, %address, tls = tls.is_some(), "listening");
     }
+    let certificates = listeners.into_iter().filter_map(|(name, _, tls)| Some((name, tls?)));
+    let certificates = actix_rt::spawn(tls::watch(certificates.collect()));
     lifecycle.advance(Phase::Ready);
     started(addresses.0, addresses.1);
 
@@ -158,12 +167,18 @@ pub async fn run(
     internal_handle.stop(in_order).await;
     subscriber.abort();
     rotation.abort();
+    certificates.abort();
     for (name, server) in [("public", public), ("internal", internal)] {
         if let Ok(Err(error)) = server.await {
             tracing::warn!(%error, name, "a server ended with an error");
         }
     }
     outcome.map(drop)
+}
+
+fn encrypt(files: Option<&config::tls::Tls>) -> Result<Option<Arc<Tls>>, StartError> {
+    let tls = files.cloned().map(Tls::new).transpose().map_err(StartError::Setting)?;
+    Ok(tls.map(Arc::new))
 }
 
 type Broker = (Arc<dyn Publisher>, Box<dyn Feed>, Arc<dyn Store>);

@@ -56,6 +56,11 @@ impl Link {
         self.set(Wish::Reset);
     }
 
+    /// Whether it was asked to close after what was handed over.
+    pub(crate) fn is_finishing(&self) -> bool {
+        self.0.wish.get() == Wish::Finish
+    }
+
     fn set(&self, wish: Wish) {
         self.0.wish.set(wish);
         for waker in [&self.0.reader, &self.0.writer] {

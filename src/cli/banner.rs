@@ -55,9 +55,11 @@ pub fn banner(
         return String::new();
     }
     let base = &config.public.base_path;
-    let listen_at = match (public.to_string().as_str(), base.as_str()) {
-        ("127.0.0.1:8080", "") => String::new(),
-        (address, base) => format!(" --url ws://{address}{base}"),
+    let ws = if config.public.tls.is_some() { "wss" } else { "ws" };
+    let http = if config.internal.tls.is_some() { "https" } else { "http" };
+    let listen_at = match (ws, public.to_string().as_str(), base.as_str()) {
+        ("ws", "127.0.0.1:8080", "") => String::new(),
+        (ws, address, base) => format!(" --url {ws}://{address}{base}"),
     };
     let listen = match token {
         Some(token) => format!("{program} listen{listen_at} --token {token}"),
@@ -73,8 +75,8 @@ pub fn banner(
         r#"
   Belfry {version}, development profile: for this machine only.
 
-  browsers    ws://{public}{base}/ws/notifications
-  back ends   http://{internal}/v1/events
+  browsers    {ws}://{public}{base}/ws/notifications
+  back ends   {http}://{internal}/v1/events
 
   Listen as {USER} (the token is good for 24 h):
 
@@ -82,7 +84,7 @@ pub fn banner(
 
   Then, in another terminal, send her an event:
 
-curl -X POST http://{internal}/v1/events \
+curl -X POST {http}://{internal}/v1/events \
   -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \
   -d '{{"to":{{"user":"{USER}"}},"type":"hello","data":{{"text":"It works."}}}}'
 

@@ -23,15 +23,18 @@ pub(super) struct Healthcheck {
     /// Ask here instead
     #[arg(long)]
     url: Option<String>,
+    #[command(flatten)]
+    trust: remote::Trust,
 }
 
 impl Healthcheck {
     pub(super) fn run(self, sources: &Sources) -> Result<(), Failure> {
+        let here = self.url.is_none();
         let base = match self.url {
             Some(url) => url,
             // Not ready, and 2 would mean something else to a container engine.
             None => match load::load(sources) {
-                Ok(config) => local(config.internal.bind)?,
+                Ok(config) => local(config.internal.bind, config.internal.tls.is_some())?,
                 Err(faults) => return Err(Failure::new(faults.to_string())),
             },
         };
@@ -40,7 +43,16 @@ impl Healthcheck {
             base => format!("{base}/readyz"),
         };
         remote::block_on(async {
-            let request = remote::http(TIMEOUT)?.get(&url);
+            let client = remote::http(TIMEOUT, |client| {
+                if here {
+                    // The certificate names a service and not this loopback address, and nothing
+                    // secret is sent: as for a kubelet, there is nothing to check it for.
+                    Ok(client.tls_danger_accept_invalid_certs(true))
+                } else {
+                    self.trust.apply(client, sources)
+                }
+            })?;
+            let request = client.get(&url);
             let response = request.send().await.map_err(|error| {
                 let cause = remote::chain(&error.without_url());
                 Failure::new(format!("no answer from {url}: {cause}"))
@@ -55,7 +67,7 @@ impl Healthcheck {
 }
 
 /// How a program on the same machine reaches a listener.
-fn local(bind: SocketAddr) -> Result<String, Failure> {
+fn local(bind: SocketAddr, tls: bool) -> Result<String, Failure> {
     if bind.port() == 0 {
         return Err(Failure::new("internal.bind takes a free port: say which it is with --url"));
     }
@@ -64,7 +76,8 @@ fn local(bind: SocketAddr) -> Result<String, Failure> {
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    Ok(format!("http://{}", SocketAddr::new(ip, bind.port())))
+    let scheme = if tls { "https" } else { "http" };
+    Ok(format!("{scheme}://{}", SocketAddr::new(ip, bind.port())))
 }
 
 #[cfg(test)]
@@ -78,8 +91,9 @@ mod tests {
             ("[::]:8081", "http://[::1]:8081"),
             ("10.1.2.3:80", "http://10.1.2.3:80"),
         ] {
-            assert_eq!(local(bind.parse().unwrap()).unwrap(), url);
+            assert_eq!(local(bind.parse().unwrap(), false).unwrap(), url);
         }
-        assert!(local("0.0.0.0:0".parse().unwrap()).is_err());
+        assert!(local("0.0.0.0:0".parse().unwrap(), false).is_err());
+        assert_eq!(local("[::]:1".parse().unwrap(), true).unwrap(), "https://[::1]:1");
     }
 }

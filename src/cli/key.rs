@@ -5,7 +5,7 @@ use clap::{Args, builder::PossibleValuesParser};
 use rand::{TryRngCore as _, rngs::OsRng};
 
 use super::failure::{self, Failure};
-use crate::config::{Scope, rules, secrets};
+use crate::config::{Scope, gate::Rate, rules, secrets};
 
 /// Bytes of randomness in a key.
 const KEY_BYTES: usize = 32;
@@ -13,7 +13,7 @@ const KEY_BYTES: usize = 32;
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
     belfry key --name billing\n  \
-    belfry key --name billing --scope publish --scope read\n\n\
+    belfry key --name billing --scope publish --scope read --rate 100/s\n\n\
     Prints two lines: the key, which is for the back end and shown only here, and the entry for\n\
     api.keys (BELFRY__API__KEYS, or a line of the file that BELFRY__API__KEYS_FILE names), which\n\
     bears only its hash.")]
@@ -25,6 +25,13 @@ pub(super) struct Key {
     #[arg(long = "scope", value_name = "SCOPE",
           value_parser = PossibleValuesParser::new(Scope::ALL.map(Scope::label)))]
     scopes: Vec<String>,
+    /// How many requests each replica takes from it, such as 100/s or 30/m. None given: no limit
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    rate: Option<Rate>,
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    Rate::parse(text).ok_or_else(|| "write 100/s or 30/m".to_owned())
 }
 
 impl Key {
@@ -52,6 +59,9 @@ impl Key {
             entry.push(':');
             entry.push_str(&self.scopes.join("+"));
         }
+        if let Some(rate) = self.rate {
+            entry = format!("{entry}:{rate}");
+        }
         // The configuration must accept what is printed here.
         rules::api_key(&entry)
             .map_err(|problem| Failure::new(format!("the key {}", problem.what)))?;
@@ -66,17 +76,21 @@ mod tests {
     #[test]
     fn the_entry_is_what_the_configuration_reads() {
         let scopes = vec!["publish".to_owned(), "read".to_owned()];
-        let (key, entry) = Key { name: "billing".to_owned(), scopes }.make([7; 32]).unwrap();
+        let (key, entry) = Key { name: "billing".to_owned(), scopes, rate: Rate::parse("9/s") }
+            .make([7; 32])
+            .unwrap();
         assert_eq!(key, "bk_BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc");
         let read = rules::api_key(&entry).unwrap();
         assert_eq!(read.name, "billing");
         assert_eq!(read.hash, secrets::hash(&key));
         assert_eq!(read.scopes, [Scope::Publish, Scope::Read]);
+        assert_eq!(read.rate, Rate::parse("9/s"));
     }
 
     #[test]
     fn a_name_that_the_configuration_refuses_is_refused_here() {
-        let failure = Key { name: "a b".to_owned(), scopes: vec![] }.make([7; 32]).unwrap_err();
+        let failure =
+            Key { name: "a b".to_owned(), scopes: vec![], rate: None }.make([7; 32]).unwrap_err();
         assert!(failure.to_string().contains("bad name"), "{failure}");
     }
 }

@@ -8,7 +8,7 @@ use reqwest::Url;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
+    Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
     tungstenite::{
         Error, Message,
         client::IntoClientRequest as _,
@@ -68,6 +68,8 @@ pub(super) struct Listen {
     /// Stop after so many events; Belfry's own frames do not count
     #[arg(long, value_name = "N")]
     count: Option<NonZero<u64>>,
+    #[command(flatten)]
+    trust: remote::Trust,
 }
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -87,7 +89,8 @@ impl Listen {
         let ours = |url: &&str| url.starts_with("ws://") || url.starts_with("wss://");
         let url = self.url.as_deref().or_else(|| sources.var("BELFRY_URL").filter(ours));
         let url = endpoint(url.unwrap_or(DEFAULT_URL))?;
-        remote::block_on(listen(&url, token.trim(), self.count, failure::print))
+        let trust = self.trust.rustls(sources)?.map(Connector::Rustls);
+        remote::block_on(listen(&url, token.trim(), trust, self.count, failure::print))
     }
 }
 
@@ -123,13 +126,15 @@ fn request(url: &str, token: &str) -> Result<Request, Failure> {
 async fn listen(
     url: &str,
     token: &str,
+    trust: Option<Connector>,
     count: Option<NonZero<u64>>,
     mut out: impl FnMut(&str) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let request = request(url, token)?;
     let mut interrupt = pin!(tokio::signal::ctrl_c());
+    let connecting = connect_async_tls_with_config(request, None, false, trust);
     let connected = tokio::select! {
-        connected = tokio::time::timeout(PATIENCE, connect_async(request)) => connected,
+        connected = tokio::time::timeout(PATIENCE, connecting) => connected,
         _ = &mut interrupt => return Ok(()),
     };
     let mut socket = match connected {

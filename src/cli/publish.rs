@@ -61,6 +61,8 @@ pub(super) struct Publish {
         help = "The internal API of the gateway [env: BELFRY_URL] [default: http://127.0.0.1:8081]"
     )]
     url: Option<String>,
+    #[command(flatten)]
+    trust: remote::Trust,
 }
 
 #[derive(Serialize)]
@@ -97,7 +99,7 @@ impl Publish {
         let url = endpoint(self.url.as_deref().or_else(|| sources.var("BELFRY_URL")))?;
         let key = api_key(sources)?;
         remote::block_on(async {
-            let request = remote::http(TIMEOUT)?
+            let request = remote::http(TIMEOUT, |client| self.trust.apply(client, sources))?
                 .post(&url)
                 .bearer_auth(key)
                 .header("content-type", "application/json")
@@ -187,6 +189,7 @@ mod tests {
             transient: false,
             data: data.to_owned(),
             url: None,
+            trust: remote::Trust::default(),
         }
     }
 

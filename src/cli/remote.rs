@@ -1,12 +1,70 @@
 //! What the commands that talk to a running gateway have in common.
 
-use std::time::Duration;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use reqwest::{Client, Response};
-use rustls::crypto::aws_lc_rs;
+use clap::Args;
+use reqwest::{Certificate, Client, ClientBuilder, Response};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 use serde::Deserialize;
 
 use super::failure::Failure;
+use crate::config::Sources;
+
+/// Whom a client command believes.
+#[derive(Args, Debug, Default)]
+pub(super) struct Trust {
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "Authorities to trust instead of the system's, in PEM [env: BELFRY_CA_FILE]"
+    )]
+    ca_file: Option<PathBuf>,
+}
+
+impl Trust {
+    /// The file's text; `None`: the system's authorities.
+    fn pem(&self, sources: &Sources) -> Result<Option<Vec<u8>>, Failure> {
+        let var = || sources.var("BELFRY_CA_FILE").map(PathBuf::from);
+        let Some(path) = self.ca_file.clone().or_else(var) else { return Ok(None) };
+        std::fs::read(&path)
+            .map(Some)
+            .map_err(|error| Failure::new(format!("cannot read {}: {error}", path.display())))
+    }
+
+    /// Applies it to a client for HTTP.
+    pub(super) fn apply(
+        &self,
+        client: ClientBuilder,
+        sources: &Sources,
+    ) -> Result<ClientBuilder, Failure> {
+        let Some(pem) = self.pem(sources)? else { return Ok(client) };
+        let authorities = Certificate::from_pem_bundle(&pem)
+            .map_err(|error| Failure::new(format!("--ca-file: {}", chain(&error))))?;
+        Ok(client.tls_certs_only(authorities))
+    }
+
+    /// The same for a WebSocket; `None`: the system's authorities.
+    pub(super) fn rustls(&self, sources: &Sources) -> Result<Option<Arc<ClientConfig>>, Failure> {
+        let Some(pem) = self.pem(sources)? else { return Ok(None) };
+        let bad =
+            |error: &dyn std::error::Error| Failure::new(format!("--ca-file: {}", chain(error)));
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|error| bad(&error))?;
+            roots.add(certificate).map_err(|error| bad(&error))?;
+        }
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| bad(&error))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Some(Arc::new(config)))
+    }
+}
 
 /// Runs a client command to its end.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -20,13 +78,15 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
 }
 
 /// A client for the internal API, which no proxy stands before.
-pub(super) fn http(timeout: Duration) -> Result<Client, Failure> {
-    Client::builder()
+pub(super) fn http(
+    timeout: Duration,
+    trust: impl FnOnce(ClientBuilder) -> Result<ClientBuilder, Failure>,
+) -> Result<Client, Failure> {
+    let client = Client::builder()
         .no_proxy()
         .timeout(timeout)
-        .user_agent(concat!("belfry/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|error| Failure::new(format!("cannot start: {}", chain(&error))))
+        .user_agent(concat!("belfry/", env!("CARGO_PKG_VERSION")));
+    trust(client)?.build().map_err(|error| Failure::new(format!("cannot start: {}", chain(&error))))
 }
 
 /// An error with its causes: reqwest says the interesting part last.

@@ -8,9 +8,9 @@ use super::{
     Api, ApiKey, Auth, Config, Drain, Faults, Internal, Jwt, Limits, Log, LogFormat, Method,
     Profile, Public, Ready, Redis, Reject, Reserved, Scope, Sources,
     fault::Problem,
-    layers,
+    gate, layers,
     reader::{Reader, quoted, quoted_list},
-    rules, secrets,
+    rules, secrets, tls,
 };
 
 pub use super::reader::Setting;
@@ -63,6 +63,7 @@ pub fn load_with_origins(sources: &Sources) -> Result<Loaded, Faults> {
         },
         log: log(&mut reader),
         reserved: reserved(&mut reader),
+        gate: gate::read(&mut reader),
     };
     across(&config, &mut reader);
     if reader.faults.is_empty() {
@@ -90,6 +91,7 @@ fn public(reader: &mut Reader) -> Public {
         base_path: reader.string("public.base_path", rules::base_path),
         // The range fits.
         backlog: u32::try_from(reader.count("public.backlog", 1..=65_535)).unwrap_or(65_535),
+        tls: tls::read(reader, "public.tls", false),
     }
 }
 
@@ -97,6 +99,7 @@ fn internal(reader: &mut Reader) -> Internal {
     Internal {
         bind: address(reader, "internal.bind"),
         workers: workers(reader, "internal.workers"),
+        tls: tls::read(reader, "internal.tls", true),
     }
 }
 
@@ -247,7 +250,8 @@ fn api(reader: &mut Reader, profile: Profile) -> Api {
 
 fn show_api_key(key: &ApiKey) -> String {
     let scopes: Vec<&str> = key.scopes.iter().copied().map(Scope::label).collect();
-    format!("{}:<redacted>:{}", key.name, scopes.join("+"))
+    let rate = key.rate.map(|rate| format!(":{rate}")).unwrap_or_default();
+    format!("{}:<redacted>:{}{rate}", key.name, scopes.join("+"))
 }
 
 fn limits(reader: &mut Reader) -> Limits {

@@ -7,12 +7,15 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use secrecy::SecretString;
 
 mod fault;
+pub mod gate;
 mod layers;
 pub mod load;
+pub mod network;
 mod reader;
 pub(crate) mod rules;
 pub mod secrets;
 pub mod show;
+pub mod tls;
 pub mod units;
 mod unknown;
 
@@ -53,6 +56,8 @@ pub struct Config {
     pub log: Log,
     /// Checked, and without effect in this version.
     pub reserved: Reserved,
+    /// How fast and how often clients may come.
+    pub gate: gate::Gate,
 }
 
 /// `[public]`
@@ -66,6 +71,8 @@ pub struct Public {
     pub base_path: String,
     /// Connections that may wait in the kernel to be accepted.
     pub backlog: u32,
+    /// `None`: plain HTTP.
+    pub tls: Option<tls::Tls>,
 }
 
 /// `[internal]`
@@ -75,6 +82,8 @@ pub struct Internal {
     pub bind: SocketAddr,
     /// HTTP workers, at least 1.
     pub workers: usize,
+    /// `None`: plain HTTP.
+    pub tls: Option<tls::Tls>,
 }
 
 /// `[redis]`
@@ -174,7 +183,7 @@ pub struct Jwt {
 /// `[api]`
 #[derive(Clone, Debug)]
 pub struct Api {
-    /// `name:<sha256 hex>[:scope+scope]`
+    /// `name:<sha256 hex>[:scope+scope][:rate]`
     pub keys: Vec<ApiKey>,
     /// The file that `keys` came from, which is read again when it changes.
     pub keys_file: Option<PathBuf>,
@@ -189,6 +198,8 @@ pub struct ApiKey {
     pub hash: [u8; 32],
     /// What it may do.
     pub scopes: Vec<Scope>,
+    /// How often it may call each replica; `None`: as often as it likes.
+    pub rate: Option<gate::Rate>,
 }
 
 /// What an API key may do (contract §5).

@@ -3,7 +3,7 @@
 use jsonwebtoken::Algorithm;
 use tracing_subscriber::EnvFilter;
 
-use super::{ApiKey, Scope, fault::Problem, reader::any_of};
+use super::{ApiKey, Scope, fault::Problem, gate::Rate, reader::any_of};
 use crate::event::NAME_BYTES;
 
 /// Schemes of `redis.url`.
@@ -225,7 +225,8 @@ pub fn log_level(text: &str) -> Result<(), Problem> {
 /// One entry of `api.keys`. The entry itself is never repeated: someone may have put the key
 /// there in place of its hash.
 pub fn api_key(text: &str) -> Result<ApiKey, Problem> {
-    let how = "write name:<sha256 hex>[:scope+scope]; `belfry key --name billing` makes one";
+    let how = "write name:<sha256 hex>[:scope+scope][:rate], the rate as 100/s or 30/m; `belfry \
+               key --name billing` makes one";
     let bad = |what: String| Problem::new(what, how);
     let mut parts = text.split(':');
     let (Some(name), Some(hash)) = (parts.next(), parts.next()) else {
@@ -239,12 +240,24 @@ pub fn api_key(text: &str) -> Result<ApiKey, Problem> {
             "has a bad name {name:?}: 1 to {KEY_NAME_CHARS} of A-Z a-z 0-9 _ . - are allowed"
         )));
     }
-    let scopes = match parts.next() {
+    // No scope has a slash in its name, and every rate has one.
+    let is_rate = |part: &&str| part.contains('/');
+    let (scopes, rate) = match (parts.next(), parts.next()) {
+        (Some(rate), None) if is_rate(&rate) => (None, Some(rate)),
+        (scopes, rate) => (scopes, rate),
+    };
+    let scopes = match scopes {
         None => Scope::DEFAULT.to_vec(),
         Some(scopes) => scopes.split('+').map(|s| scope(name, s)).collect::<Result<Vec<_>, _>>()?,
     };
+    let rate = match rate {
+        None => None,
+        Some(text) => Some(
+            Rate::parse(text).ok_or_else(|| bad(format!("{name:?} has a bad rate {text:?}")))?,
+        ),
+    };
     if parts.next().is_some() {
-        return Err(bad(format!("{name:?} has a part after its scopes")));
+        return Err(bad(format!("{name:?} has a part after its rate")));
     }
     let mut once = Vec::new();
     for scope in scopes {
@@ -252,7 +265,7 @@ pub fn api_key(text: &str) -> Result<ApiKey, Problem> {
             once.push(scope);
         }
     }
-    Ok(ApiKey { name: name.to_owned(), hash, scopes: once })
+    Ok(ApiKey { name: name.to_owned(), hash, scopes: once, rate })
 }
 
 /// A scope of contract §5, of the key with this name.

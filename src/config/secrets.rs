@@ -235,6 +235,20 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_stands_last() {
+        for (rest, scopes, rate) in [
+            (":publish:100/s", vec![Scope::Publish], Some("100/s")),
+            (":30/m", Scope::DEFAULT.to_vec(), Some("30/m")),
+            (":read", vec![Scope::Read], None),
+            ("", Scope::DEFAULT.to_vec(), None),
+        ] {
+            let keys = parse_api_keys(&[key_line("a", "1", rest)], Profile::Production).unwrap();
+            assert_eq!(keys[0].scopes, scopes, "{rest}");
+            assert_eq!(keys[0].rate.map(|rate| rate.to_string()).as_deref(), rate, "{rest}");
+        }
+    }
+
+    #[test]
     fn bad_keys_are_named_by_position_and_never_shown() {
         let good = key_line("a", "1", "");
         for (entry, says) in [
@@ -246,7 +260,11 @@ mod tests {
             (key_line("b c", "2", ""), "entry 2 has a bad name"),
             (key_line("b", "2", ":"), "unknown scope \"\""),
             (key_line("b", "2", ":publish+all"), "unknown scope \"all\""),
-            (key_line("b", "2", ":publish:10"), "has a part after its scopes"),
+            (key_line("b", "2", ":publish:10"), "has a bad rate \"10\""),
+            (key_line("b", "2", ":publish:0/s"), "has a bad rate \"0/s\""),
+            (key_line("b", "2", ":10/h"), "has a bad rate \"10/h\""),
+            (key_line("b", "2", ":10/s:publish"), "unknown scope \"10/s\""),
+            (key_line("b", "2", ":publish:10/s:x"), "has a part after its rate"),
             (key_line("a", "2", ""), "has the name \"a\" once more"),
             (key_line("b", "1", ""), "is the key of another name"),
         ] {

@@ -24,11 +24,15 @@ use crate::{
     timer::Timer,
 };
 
+mod flood;
 mod guard;
 mod message;
 pub mod session;
 pub mod websocket;
 
+pub use flood::Allowance;
+
+use flood::Flood;
 use message::ClientMessage;
 use session::{Session, Step};
 
@@ -94,6 +98,8 @@ pub struct Settings {
     pub recheck: Duration,
     /// Where ends and drops are counted.
     pub metrics: Metrics,
+    /// What a client may send; `None`: as much as it likes.
+    pub inbound: Option<Allowance>,
 }
 
 /// A connection that was let in.
@@ -139,6 +145,7 @@ impl<I: Inbound> Connection<I> {
             principal,
             settings: Rc::clone(&settings),
             pending: None,
+            flood: Flood::new(settings.inbound),
         };
         live.plan_recheck();
         live.session.expires(moment(live.principal.expires));
@@ -188,6 +195,7 @@ struct Live {
     settings: Rc<Settings>,
     /// A question about the credential that is under way; there is one at a time.
     pending: Option<LocalBoxFuture<'static, Answer>>,
+    flood: Flood,
 }
 
 /// The answer to a question about the credential.
@@ -265,6 +273,9 @@ impl Live {
         let Some(received) = received else {
             return Next::End(End::Ours(CloseCause::Gone, None));
         };
+        if self.flood.exceeded(&received) {
+            return Next::End(End::Ours(CloseCause::Rate, None));
+        }
         self.session.seen(Instant::now());
         match received {
             Received::Ping(payload) => self.outbox.pong(&payload),

@@ -10,7 +10,7 @@ use crate::{
     auth::{Denied, Head, origin::Verdict},
     config::Method,
     event::{CloseCause, ConnectionId, Principal},
-    gate::Pass,
+    gate::{Closed, Pass},
     lifecycle::Phase,
     registry::Permit,
     seats::{NoSeat, Seat},
@@ -26,8 +26,10 @@ pub(super) enum Refusal {
     Draining,
     /// This process is full.
     Full,
-    /// Too many requests to connect, of one address or altogether.
+    /// Too many requests to connect.
     Busy,
+    /// Its address has too many connections.
+    Crowded,
     /// Another site's page, or a cookie without an Origin.
     Origin(Option<String>),
     /// A credential that is missing or does not hold.
@@ -47,6 +49,7 @@ impl Refusal {
             Self::Draining => (None, ConnectResult::Draining),
             Self::Full => (None, ConnectResult::Full),
             Self::Busy => (None, ConnectResult::Busy),
+            Self::Crowded => (None, ConnectResult::Crowded),
             Self::Origin(_) => (None, ConnectResult::Origin),
             Self::Unauthorized(method) => (*method, ConnectResult::Unauthorized),
             Self::TooMany(method) => (Some(*method), ConnectResult::TooMany),
@@ -109,8 +112,12 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
     if state.lifecycle.phase() >= Phase::Leaving {
         return Err(Refusal::Draining.into());
     }
-    let pass = state.gate.enter(head).await.ok_or(Refusal::Busy)?;
+    // Those who wait at the gate hold their room already, so what waits is bounded as well.
     let permit = state.registry.admit().ok_or(Refusal::Full)?;
+    let pass = state.gate.enter(head).await.map_err(|closed| match closed {
+        Closed::Busy => Refusal::Busy,
+        Closed::Crowded => Refusal::Crowded,
+    })?;
     let origin = state.origins.check(&head.headers);
     if let Verdict::Foreign(origin) = origin {
         let refusal = Refusal::Origin(Some(origin));

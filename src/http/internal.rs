@@ -1,8 +1,14 @@
 //! The internal listener: its routes, and who may use them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    body::{BoxBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    middleware::Next,
+    web,
+};
 
 use super::{
     events, not_found, ops,
@@ -60,6 +66,23 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .default_service(web::to(not_found));
 }
 
+/// The connection's client showed a certificate that holds.
+pub(super) struct VouchedFor;
+
+/// Lets those without a certificate have the probes, which machines without one ask for, and
+/// nothing else.
+pub(super) async fn only_vouched_for(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
+    let probe = matches!(request.path(), "/livez" | "/readyz");
+    if probe || request.request().conn_data::<VouchedFor>().is_some() {
+        return Ok(next.call(request).await?.map_into_boxed_body());
+    }
+    tracing::warn!(target: "audit", action = "refused", why = "no client certificate");
+    Ok(request.into_response(Problem::new(Kind::Certificate).response()))
+}
+
 /// The label of requests that bear no known key.
 const NOBODY: &str = "none";
 
@@ -68,26 +91,40 @@ pub(super) struct Call<'a> {
     state: &'a State,
     route: &'static str,
     caller: Option<Caller>,
+    /// The key has had its share: until when.
+    over: Option<Duration>,
 }
 
 impl<'a> Call<'a> {
     /// Finds out who calls.
     pub(super) fn new(state: &'a State, route: &'static str, request: &HttpRequest) -> Self {
-        Self { state, route, caller: state.keys.caller(request.headers()) }
+        let caller = state.keys.caller(request.headers());
+        let over = caller.as_ref().and_then(|caller| caller.call().err());
+        Self { state, route, caller, over }
     }
 
     /// Who calls.
     ///
     /// # Errors
-    /// 401 when nobody is known by the key.
+    /// 401 when nobody is known by the key, 429 when it is over its rate.
     pub(super) fn caller(&self) -> Result<&Caller, Problem> {
-        self.caller.as_ref().ok_or_else(|| Problem::new(Kind::Unauthorized))
+        let caller = self.caller.as_ref().ok_or_else(|| Problem::new(Kind::Unauthorized))?;
+        match self.over {
+            None => Ok(caller),
+            Some(wait) => {
+                let seconds = wait.as_millis().div_ceil(1000).max(1);
+                let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
+                Err(Problem::new(Kind::Busy)
+                    .detail("the API key is over its rate")
+                    .retry_after(seconds))
+            }
+        }
     }
 
     /// Who calls, if they may do this.
     ///
     /// # Errors
-    /// 401 or 403.
+    /// 401, 403 or 429.
     pub(super) fn require(&self, scope: Scope) -> Result<&Caller, Problem> {
         let caller = self.caller()?;
         if caller.may(scope) {

@@ -24,6 +24,8 @@ pub enum Kind {
     BadCredential,
     /// The key may not do this.
     Forbidden,
+    /// The client has no certificate that holds.
+    Certificate,
     /// Another site's page.
     Origin,
     /// No such route.
@@ -65,6 +67,9 @@ impl Kind {
             }
             Self::Forbidden => {
                 (StatusCode::FORBIDDEN, "forbidden", "The API key lacks the scope for this")
+            }
+            Self::Certificate => {
+                (StatusCode::FORBIDDEN, "certificate", "A client certificate is required")
             }
             Self::Origin => {
                 (StatusCode::FORBIDDEN, "origin", "Pages of this origin may not connect")

@@ -12,20 +12,36 @@ use std::{
     time::Duration,
 };
 
-use actix_http::{HttpService, KeepAlive, Protocol, error::DispatchError};
+use actix_http::{
+    HttpServiceBuilder, KeepAlive, Protocol, Request, Response,
+    body::BoxBody,
+    error::DispatchError,
+    h1::{ExpectHandler, UpgradeHandler},
+};
 use actix_server::Server;
-use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
-use actix_web::{App, HttpServer, dev::AppConfig, rt::net::TcpStream, web};
+use actix_service::{
+    IntoServiceFactory as _, Service, ServiceFactory, ServiceFactoryExt as _, fn_service,
+    map_config,
+};
+use actix_web::{
+    App,
+    dev::AppConfig,
+    middleware::{Condition, from_fn},
+    rt::net::TcpStream,
+    web,
+};
 use futures_util::future::LocalBoxFuture;
 use socket2::{Domain, Protocol as SocketProtocol, Socket as RawSocket, Type};
 
 use super::{internal, public};
 use crate::{
     auth::Authenticator,
-    connection::{Credentials, Settings, Standing},
+    config::gate::Inbound,
+    connection::{Allowance, Credentials, Settings, Standing},
     event::Principal,
     net::Socket,
     timer::Wheel,
+    tls::{Stream, Tls, Turns},
 };
 
 /// Idle time after which a connection that serves plain requests is closed.
@@ -73,6 +89,53 @@ pub struct PublicServer {
     pub leeway: Duration,
     /// How often a session cookie is looked up again.
     pub recheck: Duration,
+    /// What one client may send; `None`: as much as it likes.
+    pub inbound: Option<Inbound>,
+    /// `None`: plain HTTP.
+    pub tls: Option<Arc<Tls>>,
+}
+
+/// What a connection is asked for before HTTP begins.
+fn sockets(
+    tls: Option<Arc<Tls>>,
+) -> impl ServiceFactory<
+    TcpStream,
+    Config = (),
+    Response = (Stream, Protocol, Option<SocketAddr>),
+    Error = DispatchError,
+    InitError = (),
+> {
+    let turns = Turns::default();
+    fn_service(move |tcp: TcpStream| {
+        let (tls, turns) = (tls.clone(), turns.clone());
+        async move {
+            let peer = tcp.peer_addr().ok();
+            let socket = Socket::new(tcp).map_err(DispatchError::Io)?;
+            let stream = match tls {
+                None => Stream::Plain(socket),
+                Some(tls) => tls.accept(socket, &turns).await.map_err(|error| {
+                    tracing::debug!(%error, "no TLS connection");
+                    DispatchError::Io(error)
+                })?,
+            };
+            Ok((stream, Protocol::Http1, peer))
+        }
+    })
+}
+
+/// HTTP as both listeners speak it.
+fn http<S>(address: SocketAddr) -> HttpServiceBuilder<Stream, S, ExpectHandler, UpgradeHandler>
+where
+    S: ServiceFactory<Request, Config = ()>,
+    S::Error: Into<Response<BoxBody>> + 'static,
+    S::InitError: std::fmt::Debug,
+    <S::Service as Service<Request>>::Future: 'static,
+{
+    HttpServiceBuilder::default()
+        .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
+        .client_request_timeout(HEAD_TIMEOUT)
+        .client_disconnect_timeout(LINGER)
+        .local_addr(address)
 }
 
 impl PublicServer {
@@ -82,36 +145,37 @@ impl PublicServer {
     /// The system's.
     pub fn start(self, listener: TcpListener) -> io::Result<Server> {
         let address = listener.local_addr()?;
-        let Self { workers, base_path, connections, state, heartbeat, leeway, recheck } = self;
+        let Self {
+            workers,
+            base_path,
+            connections,
+            state,
+            heartbeat,
+            leeway,
+            recheck,
+            inbound,
+            tls,
+        } = self;
         let server = Server::build()
             .workers(workers)
             .max_concurrent_connections(connections + SPARE)
             .shutdown_timeout(1)
             .disable_signals()
             .listen("public", listener, move || {
-                let worker = web::Data::new(worker(&state, heartbeat, leeway, recheck));
+                let worker = web::Data::new(worker(&state, heartbeat, leeway, recheck, inbound));
                 let base_path = base_path.clone();
                 let app = App::new()
                     .app_data(worker)
                     .configure(move |config| public::routes(&base_path, config));
                 let app = app.into_factory().map_err(|error| error.error_response());
-                let http = HttpService::build()
-                    .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
-                    .client_request_timeout(HEAD_TIMEOUT)
-                    .client_disconnect_timeout(LINGER)
+                let http = http(address)
                     .h1_allow_half_closed(false)
-                    .local_addr(address)
-                    .on_connect_ext(|socket: &Socket, extensions| {
-                        extensions.insert(socket.link());
+                    .on_connect_ext(|stream: &Stream, extensions| {
+                        extensions.insert(stream.link());
                     })
                     // No handler asks for the host, so the default configuration does.
                     .finish(map_config(app, |()| AppConfig::default()));
-                fn_service(|tcp: TcpStream| async move {
-                    let peer = tcp.peer_addr().ok();
-                    let socket = Socket::new(tcp).map_err(DispatchError::Io)?;
-                    Ok((socket, Protocol::Http1, peer))
-                })
-                .and_then(http)
+                sockets(tls.clone()).and_then(http)
             })?;
         Ok(server.run())
     }
@@ -137,13 +201,15 @@ fn worker(
     heartbeat: Duration,
     leeway: Duration,
     recheck: Duration,
+    inbound: Option<Inbound>,
 ) -> public::Worker {
     let credentials = Rc::new(Open(Arc::clone(&state.authenticator)));
     let metrics = state.metrics.clone();
+    let inbound = inbound.map(|Inbound { per_second, burst }| Allowance { per_second, burst });
     public::Worker {
         shard: state.registry.attach(),
         wheel: Wheel::spawn(state.registry.vital("timer wheel of a worker")),
-        settings: Rc::new(Settings { heartbeat, leeway, credentials, recheck, metrics }),
+        settings: Rc::new(Settings { heartbeat, leeway, credentials, recheck, metrics, inbound }),
         state: Arc::clone(state),
     }
 }
@@ -157,15 +223,28 @@ pub fn start_internal(
     listener: TcpListener,
     workers: usize,
     state: web::Data<internal::State>,
+    tls: Option<Arc<Tls>>,
 ) -> io::Result<Server> {
-    Ok(HttpServer::new(move || App::new().app_data(state.clone()).configure(internal::routes))
-        .workers(workers)
-        .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(HEAD_TIMEOUT)
-        .client_disconnect_timeout(LINGER)
-        .tcp_nodelay(true)
-        .shutdown_timeout(5)
-        .disable_signals()
-        .listen(listener)?
-        .run())
+    let address = listener.local_addr()?;
+    let mutual = tls.as_ref().is_some_and(|tls| tls.is_mutual());
+    let server = Server::build().workers(workers).shutdown_timeout(5).disable_signals().listen(
+        "internal",
+        listener,
+        move || {
+            let app = App::new()
+                .app_data(state.clone())
+                .wrap(Condition::new(mutual, from_fn(internal::only_vouched_for)))
+                .configure(internal::routes);
+            let app = app.into_factory().map_err(|error| error.error_response());
+            let http = http(address)
+                .on_connect_ext(|stream: &Stream, extensions| {
+                    if stream.is_vouched_for() {
+                        extensions.insert(internal::VouchedFor);
+                    }
+                })
+                .finish(map_config(app, |()| AppConfig::default()));
+            sockets(tls.clone()).and_then(http)
+        },
+    )?;
+    Ok(server.run())
 }

@@ -7,6 +7,7 @@ use actix_web::{
     http::header::{self, HeaderValue},
     web,
 };
+use rand::Rng as _;
 
 use super::{
     admission::{self, Admitted, Refusal, Refused},
@@ -145,10 +146,11 @@ fn respond(refusal: &Refusal) -> HttpResponse {
         Refusal::BadRequest(detail) => Problem::new(Kind::BadRequest).detail(*detail),
         Refusal::Draining => Problem::new(Kind::Draining).retry_after(1),
         Refusal::Full => Problem::new(Kind::Full).retry_after(5),
-        Refusal::Busy => Problem::new(Kind::Busy).retry_after(1),
+        // Spread, so that those who were refused together do not return together.
+        Refusal::Busy => Problem::new(Kind::Busy).retry_after(rand::rng().random_range(1..=5)),
         Refusal::Origin(_) => Problem::new(Kind::Origin),
         Refusal::Unauthorized(_) => Problem::new(Kind::BadCredential),
-        Refusal::TooMany(_) => Problem::new(Kind::Busy).retry_after(60),
+        Refusal::Crowded | Refusal::TooMany(_) => Problem::new(Kind::Busy).retry_after(60),
         Refusal::Away(_) => Problem::new(Kind::Unavailable).retry_after(2),
     };
     let mut response = problem.response();

@@ -438,7 +438,7 @@ mod tests {
     const MIB: usize = 1024 * 1024;
 
     fn event(bytes: usize) -> Delivery {
-        let frame = crate::frame::Frame::event(&"x".repeat(bytes), Instant::now());
+        let frame = frame::Frame::event(&"x".repeat(bytes), Instant::now());
         Delivery { to: Channel::Broadcast, except: Arc::default(), frame }
     }
 

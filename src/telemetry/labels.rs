@@ -67,6 +67,8 @@ pub enum ConnectResult {
     Draining,
     /// Too many requests to connect.
     Busy,
+    /// Its address has too many connections.
+    Crowded,
     /// The user has too many connections.
     TooMany,
     /// The broker is away.
@@ -75,7 +77,7 @@ pub enum ConnectResult {
 
 impl ConnectResult {
     /// Every one of them.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Accepted,
         Self::BadRequest,
         Self::Origin,
@@ -83,6 +85,7 @@ impl ConnectResult {
         Self::Full,
         Self::Draining,
         Self::Busy,
+        Self::Crowded,
         Self::TooMany,
         Self::Away,
     ];
@@ -98,6 +101,7 @@ impl ConnectResult {
             Self::Full => "full",
             Self::Draining => "draining",
             Self::Busy => "busy",
+            Self::Crowded => "address",
             Self::TooMany => "too_many",
             Self::Away => "away",
         }

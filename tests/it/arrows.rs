@@ -11,7 +11,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("event", &[]),
     ("config", &["event"]),
     ("lifecycle", &[]),
-    ("gate", &["config", "telemetry"]),
+    ("rate", &[]),
+    ("gate", &["config", "rate"]),
+    ("tls", &["config", "net"]),
     ("seats", &["bus", "config", "event", "registry", "store", "telemetry"]),
     ("throttle", &[]),
     ("net", &[]),
@@ -22,8 +24,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("registry", &["event", "frame", "lifecycle", "outbox", "telemetry", "throttle"]),
     ("bus", &["config", "event", "frame", "registry", "store", "telemetry", "throttle"]),
     ("store", &["bus", "config"]),
-    ("auth", &["bus", "config", "event", "store", "telemetry"]),
-    ("connection", &["event", "frame", "net", "outbox", "registry", "telemetry", "timer"]),
+    ("auth", &["bus", "config", "event", "rate", "store", "telemetry"]),
+    ("connection", &["event", "frame", "net", "outbox", "rate", "registry", "telemetry", "timer"]),
     (
         "http",
         &[
@@ -37,11 +39,13 @@ const LAYERS: &[(&str, &[&str])] = &[
             "lifecycle",
             "net",
             "outbox",
+            "rate",
             "registry",
             "seats",
             "store",
             "telemetry",
             "timer",
+            "tls",
         ],
     ),
     ("rotation", &["auth", "config"]),
@@ -60,6 +64,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "seats",
             "store",
             "telemetry",
+            "tls",
         ],
     ),
     ("cli", &["auth", "config", "event"]),
@@ -71,6 +76,8 @@ const SEAMS: &[(&str, &[&str])] = &[
     ("actix_ws::", &["connection/websocket.rs"]),
     ("jsonwebtoken::", &["auth/", "cli/token.rs", "config/"]),
     ("prometheus::", &["telemetry/"]),
+    ("governor::", &["rate.rs"]),
+    ("rustls::", &["cli/", "config/tls.rs", "tls.rs"]),
 ];
 
 fn sources() -> BTreeMap<String, String> {

@@ -93,7 +93,7 @@ async fn run(frames: Vec<Message>, count: u64) -> (Result<(), Failure>, Vec<Stri
     let url = endpoint(&format!("ws://{}", listener.local_addr().unwrap())).unwrap();
     let server = tokio::spawn(serve(listener, frames));
     let mut printed = Vec::new();
-    let ended = listen(&url, "t.o.k", NonZero::new(count), |frame| {
+    let ended = listen(&url, "t.o.k", None, NonZero::new(count), |frame| {
         printed.push(frame.to_owned());
         Ok(())
     })
@@ -141,7 +141,7 @@ async fn a_refused_upgrade_is_told() {
         assert!(stream.read(&mut buffer).await.unwrap() > 0);
         stream.write_all(answer.as_bytes()).await.unwrap();
     });
-    let told = listen(&url, "t.o.k", None, |_| Ok(())).await.unwrap_err().to_string();
+    let told = listen(&url, "t.o.k", None, None, |_| Ok(())).await.unwrap_err().to_string();
     server.await.unwrap();
     assert_eq!(
         told,
@@ -154,6 +154,6 @@ async fn nobody_there_is_told() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/ws/notifications", listener.local_addr().unwrap());
     drop(listener);
-    let told = listen(&url, "t.o.k", None, |_| Ok(())).await.unwrap_err().to_string();
+    let told = listen(&url, "t.o.k", None, None, |_| Ok(())).await.unwrap_err().to_string();
     assert!(told.contains("is `belfry serve` running?"), "{told}");
 }

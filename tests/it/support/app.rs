@@ -153,6 +153,7 @@ impl Drop for Process {
 pub struct Builder {
     env: BTreeMap<String, String>,
     ready: bool,
+    ca: Option<reqwest::Certificate>,
 }
 
 impl Default for Builder {
@@ -168,7 +169,7 @@ fn variable(key: &str) -> String {
 impl Builder {
     /// Production, in memory, on free ports, leaving fast.
     pub fn production() -> Self {
-        let builder = Self { env: BTreeMap::new(), ready: true };
+        let builder = Self { env: BTreeMap::new(), ready: true, ca: None };
         builder
             .env("BELFRY_PROFILE", "production")
             .set("public.bind", "127.0.0.1:0")
@@ -220,6 +221,12 @@ impl Builder {
         self
     }
 
+    /// The internal listener speaks TLS with a certificate of this authority.
+    pub fn internal_ca(mut self, pem: &str) -> Self {
+        self.ca = Some(reqwest::Certificate::from_pem(pem.as_bytes()).expect("a certificate"));
+        self
+    }
+
     /// `belfry serve`, to be started by other means.
     pub fn command(&self) -> Command {
         let mut command = belfry();
@@ -240,12 +247,13 @@ impl Builder {
             Some([listening(&output, "public")?, listening(&output, "internal")?])
         })
         .await;
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(20))
-            .build()
-            .expect("a client");
-        let replica = Replica { process, public, internal, http, _dir: dir };
+        let scheme = if self.ca.is_some() { "https" } else { "http" };
+        let mut http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20));
+        if let Some(ca) = self.ca {
+            http = http.tls_certs_only([ca]);
+        }
+        let http = http.build().expect("a client");
+        let replica = Replica { process, public, internal, http, scheme, _dir: dir };
         replica.becomes("/livez", 200, PATIENCE).await;
         if self.ready {
             replica.becomes("/readyz", 200, PATIENCE).await;
@@ -311,6 +319,7 @@ pub struct Replica {
     pub public: SocketAddr,
     pub internal: SocketAddr,
     pub http: reqwest::Client,
+    scheme: &'static str,
     _dir: TempDir,
 }
 
@@ -322,7 +331,7 @@ impl Replica {
 
     /// `GET` on the internal listener; `None` where nothing answers.
     pub async fn try_get(&self, path: &str) -> Option<Answer> {
-        let url = format!("http://{}{path}", self.internal);
+        let url = format!("{}://{}{path}", self.scheme, self.internal);
         let start = Instant::now();
         let response = self.http.get(url).send().await.ok()?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
@@ -356,7 +365,7 @@ impl Replica {
     ) -> Answer {
         let request = self
             .http
-            .post(format!("http://{}/v1/events", self.internal))
+            .post(format!("{}://{}/v1/events", self.scheme, self.internal))
             .header("authorization", format!("Bearer {key}"))
             .header("content-type", media)
             .body(body);

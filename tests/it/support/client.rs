@@ -7,7 +7,11 @@ use tokio::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::mpsc,
+};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -200,14 +204,18 @@ pub struct Ws {
 }
 
 impl Ws {
-    fn run(stream: WebSocketStream<TcpStream>, protocol: Option<String>) -> Self {
+    /// Takes an upgraded connection over, whatever it runs on.
+    pub fn run<S>(stream: WebSocketStream<S>, protocol: Option<String>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (seen_sender, seen) = mpsc::unbounded_channel();
         let (orders, order_receiver) = mpsc::unbounded_channel();
         tokio::spawn(drive(stream, seen_sender, order_receiver));
         Self { protocol, welcome: Value::Null, seen, orders }
     }
 
-    async fn read_welcome(&mut self) {
+    pub async fn read_welcome(&mut self) {
         let (_, text) = self.text(PATIENCE).await;
         let welcome: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(welcome["type"], "belfry.welcome", "{text}");
@@ -382,8 +390,8 @@ pub fn mark(text: &str) -> String {
     value["data"]["mk"].as_str().unwrap_or_else(|| panic!("no marker: {text}")).to_owned()
 }
 
-async fn drive(
-    mut stream: WebSocketStream<TcpStream>,
+async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: WebSocketStream<S>,
     seen: mpsc::UnboundedSender<(Instant, Seen)>,
     mut orders: mpsc::UnboundedReceiver<Order>,
 ) {

@@ -15,6 +15,7 @@ pub mod jwt;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
+pub mod tls;
 
 /// How long a test waits for what should take milliseconds, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(15);
