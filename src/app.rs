@@ -119,6 +119,8 @@ pub async fn run(
         subscriber_settings(&config),
     );
     let subscriber = actix_rt::spawn(subscriber.run());
+    let following = Arc::clone(&authenticator);
+    let following = actix_rt::spawn(async move { following.follow().await });
     let rotation = actix_rt::spawn(rotation::run(config.clone(), authenticator, keys));
 
     for (listener, address) in [("public", addresses.0), ("internal", addresses.1)] {
@@ -137,6 +139,7 @@ pub async fn run(
     public_handle.stop(false).await;
     subscriber.abort();
     rotation.abort();
+    following.abort();
     internal_handle.stop(false).await;
     for (name, server) in [("public", public), ("internal", internal)] {
         if let Ok(Err(error)) = server.await {

@@ -13,7 +13,7 @@ mod labels;
 mod metrics;
 mod worker;
 
-pub use labels::{ConnectResult, DropReason, Role, Target};
+pub use labels::{ConnectResult, DropReason, JwksRefresh, Role, Target};
 pub use metrics::Metrics;
 pub use worker::WorkerMetrics;
 
