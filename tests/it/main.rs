@@ -24,6 +24,7 @@ mod auth;
 mod cli;
 mod delivery;
 mod http_api;
+mod jwt;
 mod liveness;
 mod ops;
 mod protocol;
