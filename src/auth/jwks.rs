@@ -42,8 +42,8 @@ pub struct Jwks {
     settings: config::Jwks,
     state: watch::Sender<State>,
     wanted: Notify,
-    /// Names of keys that were asked for and not there at the last look: asking again before the
-    /// floor allows another look is answered at once.
+    /// Names of keys that were asked for and not there at the last look: until the floor allows
+    /// another look they are refused at once, and cause none.
     missing: Mutex<VecDeque<String>>,
 }
 
@@ -117,12 +117,14 @@ impl Jwks {
                 Some((at, false)) if at >= begun => return (tried, Certainty::Uncertain),
                 _ => {}
             }
-            if kid.is_some_and(|kid| self.is_missing(kid)) {
+            // When a token may next cause a look.
+            let floor = state.asked.map(|at| at + self.settings.floor);
+            if floor.is_some_and(|at| at > begun) && kid.is_some_and(|kid| self.is_missing(kid)) {
                 return (tried, Certainty::Certain);
             }
             if !state.busy {
                 self.wanted.notify_one();
-                if state.asked.is_some_and(|at| at + self.settings.floor > deadline) {
+                if floor.is_some_and(|at| at > deadline) {
                     return (tried, Certainty::Uncertain);
                 }
             }

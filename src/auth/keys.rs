@@ -8,10 +8,10 @@ use jsonwebtoken::{Algorithm, DecodingKey, crypto};
 use secrecy::ExposeSecret as _;
 use serde_json::{Map, Value};
 
-use crate::config::{Jwt, KeyKind};
+use crate::config::{Jwt, KeyKind, PUBLIC_KEYS};
 
 /// Signatures that one token may cost: without a `kid` every key of its kind is tried.
-const TRIES: usize = 8;
+const TRIES: usize = PUBLIC_KEYS;
 /// Keys that are taken from one set.
 const KEYS: usize = 256;
 /// Shortest RSA modulus, in bytes: 2048 bits (RFC 7518 §3.3).

@@ -212,9 +212,8 @@ fn jwt(reader: &mut Reader, profile: Profile, section: &str) -> Jwt {
     let files = reader.list(&key("public_key_files"), path, |path| path.display().to_string());
     let mut public_keys = Vec::new();
     for file in &files {
-        match secrets::public_keys(file) {
-            Ok(keys) => public_keys.extend(keys),
-            Err(problem) => reader.fault(&key("public_key_files"), problem),
+        if let Err(problem) = secrets::add_public_keys(&mut public_keys, file) {
+            reader.fault(&key("public_key_files"), problem);
         }
     }
     let url = |url: &str| if url.is_empty() { Ok(()) } else { rules::jwks_url(url, profile) };

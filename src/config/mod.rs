@@ -20,7 +20,7 @@ mod unknown;
 
 pub use fault::{Fault, Faults};
 pub use layers::{Flag, Sources};
-pub use pem::{KeyKind, PublicKey};
+pub use pem::{KeyKind, PUBLIC_KEYS, PublicKey};
 
 /// Which set of defaults is in force, by `BELFRY_PROFILE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

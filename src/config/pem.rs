@@ -58,6 +58,10 @@ impl PartialEq for PublicKey {
     }
 }
 
+/// Most public keys in the files of one issuer: none has a name in PEM, so a token may cost as many
+/// checks.
+pub const PUBLIC_KEYS: usize = 16;
+
 /// A DER-encoded RSA key of 2048 bits has at least this many bytes; shorter ones are not secure,
 /// and no signature of theirs would be accepted.
 const RSA_BYTES: usize = 266;

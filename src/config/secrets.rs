@@ -64,9 +64,8 @@ pub fn issuer_again(jwt: &Jwt, profile: Profile) -> Result<Option<Jwt>, Faults> 
     if !jwt.public_key_files.is_empty() {
         new.public_keys = Vec::new();
         for path in &jwt.public_key_files {
-            let keys = public_keys(path);
-            let keys = keys.map_err(|problem| at(path, "public_key_files", vec![problem]))?;
-            new.public_keys.extend(keys);
+            add_public_keys(&mut new.public_keys, path)
+                .map_err(|problem| at(path, "public_key_files", vec![problem]))?;
         }
     }
     let same = same(new.secret.as_ref(), jwt.secret.as_ref())
@@ -79,11 +78,17 @@ fn same(a: Option<&SecretString>, b: Option<&SecretString>) -> bool {
     a.map(ExposeSecret::expose_secret) == b.map(ExposeSecret::expose_secret)
 }
 
-/// The public keys of a PEM file.
-pub(super) fn public_keys(path: &Path) -> Result<Vec<PublicKey>, Problem> {
-    pem::public_keys(&read(path)?).map_err(|problem| {
-        Problem::new(format!("{}: {}", path.display(), problem.what), problem.advice)
-    })
+/// The public keys of a PEM file, added to those of the files before.
+pub(super) fn add_public_keys(keys: &mut Vec<PublicKey>, path: &Path) -> Result<(), Problem> {
+    let here = |what: &str| format!("{}: {what}", path.display());
+    let more = pem::public_keys(&read(path)?)
+        .map_err(|problem| Problem::new(here(&problem.what), problem.advice))?;
+    if keys.len() + more.len() > pem::PUBLIC_KEYS {
+        let what = here(&format!("these are more than {} keys", pem::PUBLIC_KEYS));
+        return Err(Problem::new(what, "take the old ones out, or use jwks_url"));
+    }
+    keys.extend(more);
+    Ok(())
 }
 
 /// Reads the API keys from their file again, with the checks that apply at start.

@@ -534,20 +534,27 @@ async fn a_flood_of_unknown_keys_is_one_look_per_floor() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_is_not_there_is_asked_for_once() {
+async fn a_key_that_is_not_there_is_asked_for_once_per_floor() {
     let pair = KeyPair::new(Kind::P256);
     let server = JwksServer::start(vec![pair.jwk("1")]).await;
-    let replica = with_jwks(&server).spawn().await;
+    let replica = with_jwks(&server).set("auth.jwks.floor", "4s").spawn().await;
     server.asked(1).await;
     let jwt = pair.sign("ES256", &Jwt::of("alice").header("kid", "gone"));
     for _ in 0..20 {
         assert_eq!(outcome(&replica, &jwt).await, "1008");
     }
     assert_eq!(server.requests(), 2);
+    // It may still come.
+    server.rotate(vec![pair.jwk("1"), pair.jwk("gone")]);
+    until("the key is looked for again", PATIENCE, async || {
+        (outcome(&replica, &jwt).await == "open").then_some(())
+    })
+    .await;
+    assert_eq!(server.requests(), 3);
     // A wrong signature under a known name is no reason to look at all.
     let forged = KeyPair::new(Kind::P256).sign("ES256", &Jwt::of("alice").header("kid", "1"));
     assert_eq!(outcome(&replica, &forged).await, "1008");
-    assert_eq!(server.requests(), 2);
+    assert_eq!(server.requests(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

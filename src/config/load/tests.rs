@@ -526,6 +526,10 @@ fn a_table_of_an_issuer_is_whole_and_spelt_right() {
         ("BELFRY__AUTH__ISSUERS__B__ALGORITHMS", "HS256"),
     ];
     assert!(load(&production(&B)).is_ok());
+    let dir = tempfile::tempdir().unwrap();
+    let many = dir.path().join("many.pem");
+    fs::write(&many, PEM.repeat(17)).unwrap();
+    let many = many.display().to_string();
     for (name, value, says) in [
         ("ISSUERS__B__JWKS_URI", "https://x", "did you mean BELFRY__AUTH__ISSUERS__B__JWKS_URL?"),
         ("ISSUERS__B__LEEWAY", "1s", "is not a known key"),
@@ -540,6 +544,7 @@ fn a_table_of_an_issuer_is_whole_and_spelt_right() {
         ("ISSUERS__B__SECRET_PREVIOUS", "short", "is 5 bytes long"),
         ("ISSUERS__B__SECRET_PREVIOUS_FILE", "/nonexistent", "/nonexistent cannot be read"),
         ("ISSUERS__B__PUBLIC_KEY_FILES", "/nonexistent", "/nonexistent cannot be read"),
+        ("ISSUERS__B__PUBLIC_KEY_FILES", many.as_str(), "these are more than 16 keys"),
         ("ISSUERS__B__JWKS_URL", "https://b/keys", "no algorithm in algorithms uses"),
         ("JWT__ISSUER", "b", "is the issuer of another table too"),
         ("JWT__SECRET", PEM, "is a key in PEM"),
