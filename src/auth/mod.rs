@@ -16,12 +16,14 @@ use crate::{
 };
 
 pub mod api_key;
+pub mod fault;
 pub mod jwks;
 pub mod jwt;
 pub mod keys;
 pub mod origin;
 
-use jwt::{Fault, Verifier};
+use fault::Fault;
+use jwt::Verifier;
 
 /// The subprotocol entry that carries a token.
 const TOKEN_PROTOCOL: &str = "belfry.token.";

@@ -37,5 +37,11 @@ pub fn init(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 
 /// Libraries that speak of what an operator does not ask for, or, at their finest levels, of bytes
 /// in which a credential may stand. They are quieter than the rest unless `log.level` names them.
-const LIBRARIES: [(&str, &str); 4] =
-    [("actix_server", "warn"), ("actix_http", "warn"), ("fred", "error"), ("mio", "warn")];
+const LIBRARIES: [(&str, &str); 5] = [
+    ("actix_server", "warn"),
+    ("actix_http", "warn"),
+    ("fred", "error"),
+    ("mio", "warn"),
+    // Whoever connects says the same, and not at every attempt.
+    ("rustls_platform_verifier", "off"),
+];
