@@ -20,6 +20,7 @@ use belfry::{
     telemetry::Metrics,
 };
 use divan::{Bencher, black_box, counter::BytesCount};
+use futures_util::FutureExt as _;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
@@ -81,6 +82,8 @@ fn jwt_verify_hs256(bencher: Bencher<'_, '_>) {
     let user = UserId::new("alice").unwrap();
     let token = belfry::cli::development_token(&config).unwrap();
     let verifier = Verifier::new(&config);
-    assert_eq!(verifier.verify(&token).unwrap().user, user);
-    bencher.bench_local(|| verifier.verify(black_box(&token)));
+    // A secret is at hand, so there is nothing to wait for.
+    let verify = |token: &str| verifier.verify(token).now_or_never().unwrap();
+    assert_eq!(verify(&token).unwrap().user, user);
+    bencher.bench_local(|| verify(black_box(&token)));
 }

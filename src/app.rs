@@ -131,6 +131,8 @@ pub async fn run(
         subscriber_settings(&config),
     );
     let mut subscriber = actix_rt::spawn(subscriber.run());
+    let following = Arc::clone(&authenticator);
+    let following = actix_rt::spawn(async move { following.follow().await });
     let rotation = actix_rt::spawn(rotation::run(config.clone(), authenticator, keys));
 
     let listeners = [("public", addresses.0, public_tls), ("internal", addresses.1, internal_tls)];
@@ -168,6 +170,7 @@ pub async fn run(
     subscriber.abort();
     rotation.abort();
     certificates.abort();
+    following.abort();
     for (name, server) in [("public", public), ("internal", internal)] {
         if let Ok(Err(error)) = server.await {
             tracing::warn!(%error, name, "a server ended with an error");

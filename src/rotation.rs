@@ -3,25 +3,23 @@
 //! Kubernetes changes a mounted Secret by swapping a symbolic link, which watching the file itself
 //! does not see; so the file is read on a period instead and compared.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use secrecy::ExposeSecret;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    auth::{Authenticator, api_key::ApiKeys, jwt::Verifier},
-    config::{Config, secrets},
+    auth::{Authenticator, api_key::ApiKeys},
+    config::{Config, Jwt, secrets},
 };
 
 /// How often the files are looked at.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// Keeps the JWT secret and the API keys as their files say. Returns at once if neither comes from
+/// Keeps the keys of tokens and the API keys as their files say. Returns at once if none comes from
 /// a file.
 pub async fn run(mut config: Config, authenticator: Arc<Authenticator>, keys: Arc<ApiKeys>) {
-    let (secret_file, keys_file) =
-        (config.auth.jwt.secret_file.clone(), config.api.keys_file.clone());
-    if secret_file.is_none() && keys_file.is_none() {
+    let keys_file = config.api.keys_file.clone();
+    if !issuers(&mut config).any(|jwt| has_files(jwt)) && keys_file.is_none() {
         return;
     }
     let mut tick = interval(PERIOD);
@@ -30,21 +28,25 @@ pub async fn run(mut config: Config, authenticator: Arc<Authenticator>, keys: Ar
     loop {
         tick.tick().await;
         let mut faults = Vec::new();
-        if let Some(path) = secret_file.clone() {
-            match read(path, config.profile, secrets::jwt_secret).await {
-                Ok(secret) => {
-                    let old = config.auth.jwt.secret.as_ref().map(ExposeSecret::expose_secret);
-                    if old != Some(secret.expose_secret()) {
-                        config.auth.jwt.secret = Some(secret);
-                        authenticator.replace(Verifier::new(&config));
-                        tracing::info!(target: "audit", action = "rotated", what = "auth.jwt.secret");
-                    }
+        let profile = config.profile;
+        let mut rotated = false;
+        for jwt in issuers(&mut config).filter(|jwt| has_files(jwt)) {
+            let old = jwt.clone();
+            match off_loop(move || secrets::issuer_again(&old, profile)).await {
+                Ok(Some(new)) => {
+                    *jwt = new;
+                    rotated = true;
                 }
+                Ok(None) => {}
                 Err(fault) => faults.push(fault),
             }
         }
+        if rotated {
+            authenticator.replace(&config);
+            tracing::info!(target: "audit", action = "rotated", what = "auth.jwt");
+        }
         if let Some(path) = keys_file.clone() {
-            match read(path, config.profile, secrets::api_keys).await {
+            match off_loop(move || secrets::api_keys(&path, profile)).await {
                 Ok(new) if new != config.api.keys => {
                     keys.replace(new.clone());
                     config.api.keys = new;
@@ -68,13 +70,22 @@ pub async fn run(mut config: Config, authenticator: Arc<Authenticator>, keys: Ar
     }
 }
 
+fn issuers(config: &mut Config) -> impl Iterator<Item = &mut Jwt> {
+    let more = config.auth.issuers.iter_mut().map(|issuer| &mut issuer.jwt);
+    std::iter::once(&mut config.auth.jwt).chain(more)
+}
+
+fn has_files(jwt: &Jwt) -> bool {
+    jwt.secret_file.is_some()
+        || jwt.secret_previous_file.is_some()
+        || !jwt.public_key_files.is_empty()
+}
+
 /// Off the event loop: a file may sit on a slow volume.
-async fn read<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
-    path: PathBuf,
-    profile: crate::config::Profile,
-    parse: fn(&std::path::Path, crate::config::Profile) -> Result<T, E>,
+async fn off_loop<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
+    read: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, String> {
-    match tokio::task::spawn_blocking(move || parse(&path, profile)).await {
+    match tokio::task::spawn_blocking(read).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(error.to_string()),
         Err(error) => Err(error.to_string()),

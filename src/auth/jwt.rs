@@ -1,190 +1,204 @@
-//! JSON Web Tokens (RFC 7519), checked with jsonwebtoken and a few rules that it leaves to us.
+//! JSON Web Tokens (RFC 7519): which issuer's token it is, whether that issuer signed it, and what
+//! it says. The cryptography is jsonwebtoken's, the rules are all here.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use jsonwebtoken::{
-    Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header, errors::ErrorKind,
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use secrecy::ExposeSecret as _;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use futures_util::future::join_all;
+use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
+pub use super::fault::Fault;
+use super::{
+    jwks::{Certainty, Jwks},
+    keys::{self, Key, Signed, Tried},
+};
 use crate::{
-    config::Config,
-    event::{Group, NameError, Principal, SessionKey, UserId},
+    config::{self, Config},
+    event::{Group, Principal, SessionKey, UserId},
+    telemetry::Metrics,
 };
 
-/// The rule that a token breaks. The text never repeats the token.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// Longer than `auth.token_bytes`.
-    #[error("the token is longer than {0} bytes (auth.token_bytes)")]
-    TooLong(usize),
-    /// Not three parts of base64url that hold JSON.
-    #[error("this is not a JSON Web Token")]
-    Malformed,
-    /// The header names an algorithm that is not accepted.
-    #[error("the algorithm is not one of auth.jwt.algorithms")]
-    Algorithm,
-    /// RFC 7515 §4.1.11: extensions that must be understood, and are not.
-    #[error("the header has `crit`, and no extension is supported")]
-    Critical,
-    /// No key is configured.
-    #[error("no key is configured (auth.jwt.secret)")]
-    NoKey,
-    /// The signature is not ours.
-    #[error("the signature does not match")]
-    Signature,
-    /// A claim that is required is missing.
-    #[error("the claim `{0}` is missing")]
-    Missing(String),
-    /// A claim has the wrong JSON type.
-    #[error("the claim `{0}` has the wrong type")]
-    Type(String),
-    /// `exp` and the leeway have passed.
-    #[error("the token has expired")]
-    Expired,
-    /// `nbf`, less the leeway, is still to come.
-    #[error("the token is not valid yet (`nbf`)")]
-    NotYet,
-    /// `iss` is another.
-    #[error("the issuer is not auth.jwt.issuer")]
-    Issuer,
-    /// `aud` is for others.
-    #[error("the audience is not auth.jwt.audience")]
-    Audience,
-    /// The claim that names the user holds no legal user id.
-    #[error("the user id {0}")]
-    User(NameError),
-    /// A group's name is not legal.
-    #[error("a group's name {0}")]
-    Group(NameError),
-    /// More groups than `limits.groups`.
-    #[error("the token names more than {0} groups (limits.groups)")]
-    Groups(usize),
-}
+/// The member of `events` that makes a token an order to log someone out (OpenID Connect
+/// Back-Channel Logout 1.0 §2.4).
+pub const LOGOUT_EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
 
-impl Fault {
-    /// A word from a closed set, for `belfry.renewal_failed` and metrics.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::NotYet => "not_yet_valid",
-            _ => "invalid",
-        }
-    }
-}
+/// Longest `kid`, in bytes. Names of keys are short, and unknown ones are remembered.
+const KID_BYTES: usize = 256;
+
+/// What a token says.
+pub type Claims = Map<String, Value>;
 
 /// Checks tokens against one configuration.
 pub struct Verifier {
-    key: Option<DecodingKey>,
-    validation: Validation,
-    settings: Settings,
-}
-
-struct Settings {
     token_bytes: usize,
-    algorithms: Vec<Algorithm>,
-    user_claim: String,
-    session_claim: String,
-    groups_claim: String,
     groups_allow: Vec<String>,
     groups: usize,
+    /// Each with its own `issuer`, but for the first, which may have none.
+    issuers: Vec<Issuer>,
+}
+
+/// One issuer: its keys and the rules for its tokens.
+pub struct Issuer {
+    section: String,
+    rules: config::Jwt,
+    keys: Vec<Key>,
+    jwks: Option<Arc<Jwks>>,
+}
+
+impl Issuer {
+    /// The table of the configuration that names it: `auth.jwt`, or `auth.issuers.<name>`.
+    #[must_use]
+    pub fn section(&self) -> &str {
+        &self.section
+    }
+
+    /// The rules for its tokens.
+    #[must_use]
+    pub fn rules(&self) -> &config::Jwt {
+        &self.rules
+    }
+}
+
+/// A token whose signature and general claims hold.
+pub struct Verified<'a> {
+    /// Who issued it.
+    pub issuer: &'a Issuer,
+    /// What it says.
+    pub claims: Claims,
+    /// When it ends.
+    pub expires: SystemTime,
 }
 
 impl Verifier {
-    /// A verifier for these settings.
+    /// A verifier for these settings. Key sets are not fetched before [`follow`](Self::follow) runs.
     #[must_use]
     pub fn new(config: &Config) -> Self {
+        Self::with(config, &[])
+    }
+
+    /// One for other settings, which goes on with the key sets of this one that are still named:
+    /// a rotated secret must not cost what was fetched.
+    #[must_use]
+    pub fn renewed(&self, config: &Config) -> Self {
+        Self::with(config, &self.key_sets())
+    }
+
+    fn with(config: &Config, key_sets: &[Arc<Jwks>]) -> Self {
         let auth = &config.auth;
-        let jwt = &auth.jwt;
-        let mut validation = Validation::default();
-        // Only this family: `decode` refuses a list of several, and the key is of one.
-        let hmac = |alg: &Algorithm| alg.family() == AlgorithmFamily::Hmac;
-        validation.algorithms.clear();
-        validation.algorithms.extend(jwt.algorithms.iter().copied().filter(hmac));
-        validation.leeway = jwt.leeway.as_secs();
-        validation.validate_nbf = true;
-        validation.validate_aud = jwt.audience.is_some();
-        let mut required = vec!["exp"];
-        if let Some(issuer) = &jwt.issuer {
-            validation.set_issuer(&[issuer]);
-            required.push("iss");
-        }
-        if let Some(audience) = &jwt.audience {
-            validation.set_audience(&[audience]);
-            required.push("aud");
-        }
-        validation.set_required_spec_claims(&required);
+        let issuer = |section: String, rules: &config::Jwt| Issuer {
+            keys: keys::configured(rules),
+            jwks: rules.jwks_url.as_ref().map(|url| {
+                let known = key_sets.iter().find(|known| known.is(&section, url)).cloned();
+                known.unwrap_or_else(|| {
+                    Arc::new(Jwks::new(&section, url, config.profile, &auth.jwks))
+                })
+            }),
+            rules: rules.clone(),
+            section,
+        };
+        let own = std::iter::once(("auth.jwt".to_owned(), &auth.jwt));
+        let more =
+            auth.issuers.iter().map(|more| (format!("auth.issuers.{}", more.name), &more.jwt));
         Self {
-            key: jwt
-                .secret
-                .as_ref()
-                .map(|secret| DecodingKey::from_secret(secret.expose_secret().as_bytes())),
-            settings: Settings {
-                token_bytes: auth.token_bytes,
-                algorithms: validation.algorithms.clone(),
-                user_claim: jwt.user_claim.clone(),
-                session_claim: jwt.session_claim.clone(),
-                groups_claim: jwt.groups_claim.clone(),
-                groups_allow: auth.groups_allow.clone(),
-                groups: config.limits.groups,
-            },
-            validation,
+            token_bytes: auth.token_bytes,
+            groups_allow: auth.groups_allow.clone(),
+            groups: config.limits.groups,
+            issuers: own.chain(more).map(|(section, rules)| issuer(section, rules)).collect(),
         }
+    }
+
+    fn key_sets(&self) -> Vec<Arc<Jwks>> {
+        self.issuers.iter().filter_map(|issuer| issuer.jwks.clone()).collect()
+    }
+
+    /// Keeps the key sets fresh. Never returns where there are any; to be spawned.
+    pub async fn follow(&self, metrics: Option<&Metrics>) {
+        let key_sets = self.key_sets();
+        join_all(key_sets.iter().map(|set| set.run(metrics))).await;
     }
 
     /// Whose token this is.
     ///
     /// # Errors
-    /// Names the first rule that fails.
-    pub fn verify(&self, token: &str) -> Result<Principal, Fault> {
-        let settings = &self.settings;
-        if token.len() > settings.token_bytes {
-            return Err(Fault::TooLong(settings.token_bytes));
+    /// Names the first rule that fails; [`Fault::Away`] where that cannot be known now.
+    pub async fn verify(&self, token: &str) -> Result<Principal, Fault> {
+        let verified = self.claims(token).await?;
+        if is_logout(&verified.claims) {
+            return Err(Fault::Logout);
         }
-        let header = decode_header(token).map_err(|error| match error.kind() {
-            ErrorKind::Json(_) if names_an_algorithm(token) => Fault::Algorithm,
-            kind => fault(kind),
-        })?;
-        if header.crit.is_some() {
+        self.principal(&verified)
+    }
+
+    /// What a token says, whatever it is for: signature, issuer, audience and times hold.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub async fn claims(&self, token: &str) -> Result<Verified<'_>, Fault> {
+        if token.len() > self.token_bytes {
+            return Err(Fault::TooLong(self.token_bytes));
+        }
+        let parts = Parts::of(token)?;
+        if parts.header.contains_key("crit") {
             return Err(Fault::Critical);
         }
-        if !settings.algorithms.contains(&header.alg) {
-            return Err(Fault::Algorithm);
-        }
-        let key = self.key.as_ref().ok_or(Fault::NoKey)?;
-        let claims = decode::<Map<String, Value>>(token, key, &self.validation)
-            .map_err(|error| fault(error.kind()))?
-            .claims;
-        settings.principal(&claims)
+        let claims = object(parts.claims)?;
+        let issuer = self.issuer(&claims)?;
+        let algorithm = parts.algorithm().filter(|alg| issuer.rules.algorithms.contains(alg));
+        let algorithm = algorithm.ok_or(Fault::Algorithm)?;
+        let Parts { message, signature, .. } = parts;
+        let signed = Signed { algorithm, kid: parts.kid()?, message, signature };
+        issuer.signed(signed).await?;
+        let expires = issuer.times(&claims, SystemTime::now())?;
+        issuer.audience(&claims)?;
+        Ok(Verified { issuer, claims, expires })
     }
-}
 
-impl Settings {
-    fn principal(&self, claims: &Map<String, Value>) -> Result<Principal, Fault> {
-        for claim in ["nbf", "iat"] {
-            if claims.get(claim).is_some_and(|value| moment(value).is_none()) {
-                return Err(Fault::Type(claim.to_owned()));
-            }
+    /// The issuer whose table has the token's `iss`; else the one that asks for none. The token is
+    /// not checked yet, and so only chooses who checks it.
+    fn issuer(&self, claims: &Claims) -> Result<&Issuer, Fault> {
+        let iss = text(claims, "iss")?;
+        let is = |issuer: &&Issuer| iss.is_some() && issuer.rules.issuer.as_deref() == iss;
+        let named = self.issuers.iter().find(is);
+        let default =
+            || self.issuers.iter().find(|i| i.rules.issuer.is_none() && i.rules.has_keys());
+        match named.or_else(default) {
+            Some(issuer) => Ok(issuer),
+            // Nobody can check it.
+            None if !self.issuers.iter().any(|issuer| issuer.rules.has_keys()) => Err(Fault::NoKey),
+            None if iss.is_none() => Err(Fault::Missing("iss".to_owned())),
+            None => Err(Fault::Issuer),
         }
-        let expires = claims.get("exp").ok_or_else(|| Fault::Missing("exp".to_owned()))?;
-        let expires = moment(expires).ok_or_else(|| Fault::Type("exp".to_owned()))?;
-        let user = text(claims, &self.user_claim)?
-            .ok_or_else(|| Fault::Missing(self.user_claim.clone()))?;
+    }
+
+    /// The table that a token is checked by, for people.
+    #[must_use]
+    pub fn section(&self, token: &str) -> Option<&str> {
+        let claims = object(Parts::of(token).ok()?.claims).ok()?;
+        self.issuer(&claims).ok().map(Issuer::section)
+    }
+
+    fn principal(&self, verified: &Verified<'_>) -> Result<Principal, Fault> {
+        let Verified { issuer, claims, expires } = verified;
+        let rules = &issuer.rules;
+        let user = text(claims, &rules.user_claim)?
+            .ok_or_else(|| Fault::Missing(rules.user_claim.clone()))?;
         Ok(Principal {
             user: UserId::new(user).map_err(Fault::User)?,
-            session: text(claims, &self.session_claim)?.map(SessionKey::of),
-            groups: self.groups(claims)?,
-            expires: Some(expires),
+            session: text(claims, &rules.session_claim)?.map(SessionKey::of),
+            groups: self.groups(claims, &rules.groups_claim)?,
+            expires: Some(*expires),
             issued: claims.get("iat").and_then(moment),
             cookie: None,
         })
     }
 
-    fn groups(&self, claims: &Map<String, Value>) -> Result<Vec<Group>, Fault> {
-        let wrong = || Fault::Type(self.groups_claim.clone());
-        let list = match claims.get(&self.groups_claim) {
+    fn groups(&self, claims: &Claims, claim: &str) -> Result<Vec<Group>, Fault> {
+        let wrong = || Fault::Type(claim.to_owned());
+        let list = match claims.get(claim) {
             None => return Ok(Vec::new()),
             Some(Value::Array(list)) => list,
             Some(_) => return Err(wrong()),
@@ -205,7 +219,119 @@ impl Settings {
     }
 }
 
-fn text<'a>(claims: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, Fault> {
+impl Issuer {
+    /// Whether one of its keys made the signature.
+    async fn signed(&self, signed: Signed<'_>) -> Result<(), Fault> {
+        if !self.rules.has_keys() {
+            return Err(Fault::NoKey);
+        }
+        let configured = keys::try_keys(&self.keys, signed);
+        let hmac = config::KeyKind::of(signed.algorithm) == Some(config::KeyKind::Hmac);
+        let (tried, certainty) = match &self.jwks {
+            Some(set) if configured != Tried::Match && !hmac => {
+                set.judge(signed.kid, |keys| keys::try_keys(keys, signed)).await
+            }
+            _ => (configured, Certainty::Certain),
+        };
+        match (tried, certainty) {
+            (Tried::Match, _) => Ok(()),
+            (Tried::Mismatch, _) => Err(Fault::Signature),
+            (Tried::Absent, Certainty::Uncertain) => Err(Fault::Away),
+            (Tried::Absent, Certainty::Certain) if configured == Tried::Mismatch => {
+                Err(Fault::Signature)
+            }
+            (Tried::Absent, Certainty::Certain) => Err(Fault::UnknownKey),
+        }
+    }
+
+    /// One leeway for all times; returns the end.
+    fn times(&self, claims: &Claims, now: SystemTime) -> Result<SystemTime, Fault> {
+        let leeway = self.rules.leeway;
+        let time = |claim: &str| match claims.get(claim) {
+            None => Ok(None),
+            Some(value) => moment(value).map(Some).ok_or_else(|| Fault::Type(claim.to_owned())),
+        };
+        let (expires, not_before, issued) = (time("exp")?, time("nbf")?, time("iat")?);
+        let expires = expires.ok_or_else(|| Fault::Missing("exp".to_owned()))?;
+        if expires + leeway <= now {
+            return Err(Fault::Expired);
+        }
+        let ahead = |at: Option<SystemTime>| at.is_some_and(|at| at > now + leeway);
+        if ahead(not_before) {
+            return Err(Fault::NotYet);
+        }
+        if ahead(issued) {
+            return Err(Fault::Future);
+        }
+        Ok(expires)
+    }
+
+    /// RFC 7519 §4.1.3: a text, or a list of texts of which one is ours.
+    fn audience(&self, claims: &Claims) -> Result<(), Fault> {
+        let wrong = || Fault::Type("aud".to_owned());
+        let theirs: Vec<&str> = match claims.get("aud") {
+            None if self.rules.audience.is_empty() => return Ok(()),
+            None => return Err(Fault::Missing("aud".to_owned())),
+            Some(Value::String(one)) => vec![one],
+            Some(Value::Array(list)) => {
+                list.iter().map(|one| one.as_str().ok_or_else(wrong)).collect::<Result<_, _>>()?
+            }
+            Some(_) => return Err(wrong()),
+        };
+        let ours = &self.rules.audience;
+        if ours.is_empty() || ours.iter().any(|one| theirs.contains(&one.as_str())) {
+            return Ok(());
+        }
+        Err(Fault::Audience)
+    }
+}
+
+/// A token taken apart; nothing of it is checked yet.
+struct Parts<'a> {
+    header: Map<String, Value>,
+    claims: &'a str,
+    message: &'a [u8],
+    signature: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(token: &'a str) -> Result<Self, Fault> {
+        let (message, signature) = token.rsplit_once('.').ok_or(Fault::Malformed)?;
+        let (header, claims) = message.split_once('.').ok_or(Fault::Malformed)?;
+        // The alphabet has no dot, so a fourth part is refused here.
+        let header = object(header)?;
+        Ok(Self { header, claims, message: message.as_bytes(), signature })
+    }
+
+    /// An algorithm whose name is known; `none` is not.
+    fn algorithm(&self) -> Option<Algorithm> {
+        self.header.get("alg")?.as_str()?.parse().ok()
+    }
+
+    /// The key that the header names. Keys that it brings along (`jwk`, `x5c`) or points to (`jku`,
+    /// `x5u`) are the word of whoever made the token, and are never looked at.
+    fn kid(&self) -> Result<Option<&str>, Fault> {
+        match self.header.get("kid") {
+            None => Ok(None),
+            Some(Value::String(kid)) if kid.len() <= KID_BYTES => Ok(Some(kid)),
+            Some(_) => Err(Fault::UnknownKey),
+        }
+    }
+}
+
+/// A part that holds a JSON object, in base64url without padding (RFC 7515 §2).
+fn object(part: &str) -> Result<Map<String, Value>, Fault> {
+    let json = URL_SAFE_NO_PAD.decode(part).map_err(|_| Fault::Malformed)?;
+    serde_json::from_slice(&json).map_err(|_| Fault::Malformed)
+}
+
+/// Whether it is an order to log someone out.
+#[must_use]
+pub fn is_logout(claims: &Claims) -> bool {
+    claims.get("events").is_some_and(|events| events.get(LOGOUT_EVENT).is_some())
+}
+
+fn text<'a>(claims: &'a Claims, name: &str) -> Result<Option<&'a str>, Fault> {
     match claims.get(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
@@ -237,32 +363,6 @@ fn glob(pattern: &str, name: &str) -> bool {
         }
     }
     last.map_or(rest.is_empty(), |last| rest.ends_with(last))
-}
-
-/// Whether the header is JSON with an `alg`: then it is the algorithm that is not understood
-/// (`none`, for instance), and not the token.
-fn names_an_algorithm(token: &str) -> bool {
-    use base64::Engine as _;
-    let header = token.split('.').next().unwrap_or_default();
-    base64::engine::general_purpose::URL_SAFE_NO_PAD
-        .decode(header)
-        .ok()
-        .and_then(|json| serde_json::from_slice::<Map<String, Value>>(&json).ok())
-        .is_some_and(|header| header.get("alg").is_some_and(Value::is_string))
-}
-
-fn fault(kind: &ErrorKind) -> Fault {
-    match kind {
-        ErrorKind::ExpiredSignature => Fault::Expired,
-        ErrorKind::ImmatureSignature => Fault::NotYet,
-        ErrorKind::InvalidIssuer => Fault::Issuer,
-        ErrorKind::InvalidAudience => Fault::Audience,
-        ErrorKind::InvalidSignature => Fault::Signature,
-        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => Fault::Algorithm,
-        ErrorKind::MissingRequiredClaim(claim) => Fault::Missing(claim.clone()),
-        ErrorKind::InvalidClaimFormat(claim) => Fault::Type(claim.clone()),
-        _ => Fault::Malformed,
-    }
 }
 
 #[cfg(test)]

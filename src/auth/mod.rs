@@ -16,10 +16,14 @@ use crate::{
 };
 
 pub mod api_key;
+pub mod fault;
+pub mod jwks;
 pub mod jwt;
+pub mod keys;
 pub mod origin;
 
-use jwt::{Fault, Verifier};
+use fault::Fault;
+use jwt::Verifier;
 
 /// The subprotocol entry that carries a token.
 const TOKEN_PROTOCOL: &str = "belfry.token.";
@@ -85,9 +89,19 @@ impl Authenticator {
         }
     }
 
-    /// Uses another verifier from now on: a secret was rotated.
-    pub fn replace(&self, verifier: Verifier) {
-        self.verifier.store(Arc::new(verifier));
+    /// Uses these settings from now on: a key was rotated. The issuers stay the same.
+    pub fn replace(&self, config: &Config) {
+        self.verifier.store(Arc::new(self.verifier.load().renewed(config)));
+    }
+
+    /// Keeps the keys that issuers publish fresh. Never returns where there are any; to be spawned.
+    pub async fn follow(&self) {
+        self.verifier().follow(Some(&self.metrics)).await;
+    }
+
+    /// What checks tokens now.
+    pub fn verifier(&self) -> Arc<Verifier> {
+        self.verifier.load_full()
     }
 
     /// Who sends this request, by the first kind of credential that it bears (contract §2): a bad
@@ -109,6 +123,7 @@ impl Authenticator {
         self.metrics.auth(method, begun.elapsed());
         match verdict {
             Ok(principal) => Ok((method, principal)),
+            Err(Fault::Away) => Err((Some(method), Denied::Away)),
             Err(fault) => Err((Some(method), Unauthorized::from(fault).into())),
         }
     }
@@ -116,9 +131,9 @@ impl Authenticator {
     /// Checks a token without a request: a renewal.
     ///
     /// # Errors
-    /// Names the rule that fails.
+    /// Names the rule that fails; [`Fault::Away`] where that cannot be known now.
     pub async fn verify(&self, token: &str) -> Result<Principal, Fault> {
-        self.verifier.load().verify(token)
+        self.verifier().verify(token).await
     }
 
     fn find(&self, head: Head<'_>) -> Result<Option<(Method, String)>, Method> {

@@ -3,13 +3,16 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use jsonwebtoken::{EncodingKey, Header};
+use jsonwebtoken::{AlgorithmFamily, EncodingKey, Header};
 use secrecy::ExposeSecret as _;
 use serde_json::{Map, Value};
 
-use super::failure::{self, Failure};
+use super::{
+    failure::{self, Failure},
+    remote,
+};
 use crate::{
-    auth::jwt::Verifier,
+    auth::jwt::{Fault, Verifier},
     config::{Auth, Config, Sources, load, units},
     event::{Group, UserId},
 };
@@ -85,16 +88,33 @@ impl Token {
 }
 
 fn check(config: &Config, token: &str) -> Result<(), Failure> {
-    match Verifier::new(config).verify(token) {
+    let verifier = Verifier::new(config);
+    let verdict = remote::block_on(async {
+        let verdict = async {
+            tokio::select! {
+                biased;
+                verdict = verifier.verify(token) => Some(verdict),
+                // Returns where there is no key set to fetch.
+                () = verifier.follow(None) => None,
+            }
+        };
+        Ok(match verdict.await {
+            Some(verdict) => verdict,
+            None => verifier.verify(token).await,
+        })
+    })?;
+    let by = verifier.section(token).map(|section| format!(" by {section}")).unwrap_or_default();
+    match verdict {
         Ok(principal) => {
             let groups: Vec<&str> = principal.groups.iter().map(Group::as_str).collect();
-            failure::print(&format!("accepted: user {:?}, groups {groups:?}", principal.user))
+            failure::print(&format!("accepted{by}: user {:?}, groups {groups:?}", principal.user))
         }
-        Err(rule) => Err(Failure::new(format!("refused: {rule}"))),
+        Err(rule @ Fault::Away) => Err(Failure::new(format!("cannot be checked{by}: {rule}"))),
+        Err(rule) => Err(Failure::new(format!("refused{by}: {rule}"))),
     }
 }
 
-/// Signs a token with the configured secret and the first accepted algorithm.
+/// Signs a token with the configured secret and the first accepted algorithm that uses one.
 ///
 /// # Errors
 /// No secret or no algorithm is configured, or signing fails.
@@ -106,10 +126,11 @@ pub(super) fn sign(
     ttl: Duration,
 ) -> Result<String, Failure> {
     let jwt = &auth.jwt;
-    let (Some(secret), Some(algorithm)) = (&jwt.secret, jwt.algorithms.first()) else {
+    let algorithm = jwt.algorithms.iter().find(|a| a.family() == AlgorithmFamily::Hmac);
+    let (Some(secret), Some(algorithm)) = (&jwt.secret, algorithm) else {
         return Err(Failure::new(
             "no secret to sign with: set BELFRY__AUTH__JWT__SECRET or …_SECRET_FILE to the \
-             gateway's own",
+             gateway's own, and an algorithm such as HS256",
         ));
     };
     let now = SystemTime::now()
@@ -128,7 +149,7 @@ pub(super) fn sign(
     }
     claims.insert("iat".to_owned(), now.as_secs().into());
     claims.insert("exp".to_owned(), ends.as_secs().into());
-    for (claim, value) in [("iss", &jwt.issuer), ("aud", &jwt.audience)] {
+    for (claim, value) in [("iss", jwt.issuer.as_ref()), ("aud", jwt.audience.first())] {
         if let Some(value) = value {
             claims.insert(claim.to_owned(), value.as_str().into());
         }

@@ -13,7 +13,7 @@ use config::{FileFormat, Format as _, Map, Source, Value, ValueKind};
 use super::{
     Profile,
     fault::{Fault, Problem},
-    unknown,
+    issuers, unknown,
 };
 
 /// The built-in defaults; documents every key.
@@ -23,7 +23,8 @@ const PRODUCTION_TOML: &str = include_str!("../../config/production.toml");
 
 /// The keys whose values are secret, or tell of secrets. Each has a twin `…_file` that names a
 /// file with the value.
-pub const SECRETS: [&str; 3] = ["redis.url", "auth.jwt.secret", "api.keys"];
+pub const SECRETS: [&str; 4] =
+    ["redis.url", "auth.jwt.secret", "auth.jwt.secret_previous", "api.keys"];
 
 /// Everything that a configuration is made from. Tests build it by hand; a process calls
 /// [`Sources::from_process`].
@@ -125,18 +126,19 @@ pub fn merge(
     profile: Profile,
     faults: &mut Vec<Fault>,
 ) -> BTreeMap<String, Raw> {
-    let defaults = toml(DEFAULT_TOML, "default", faults);
-    let known: BTreeSet<String> = defaults.keys().cloned().collect();
+    let mut defaults = toml(DEFAULT_TOML, "default", faults);
     let profile = match profile {
         Profile::Development => toml(DEVELOPMENT_TOML, "profile development", faults),
         Profile::Production => toml(PRODUCTION_TOML, "profile production", faults),
     };
-    let mut layers: Vec<Layer> = [defaults, profile, file(sources, faults)]
-        .into_iter()
-        .chain([environment(sources, faults), flags(sources)])
+    let over = [profile, file(sources, faults), environment(sources, faults), flags(sources)];
+    issuers::add_defaults(&mut defaults, over.iter().flat_map(Map::keys));
+    let known: BTreeSet<String> = defaults.keys().cloned().collect();
+    let mut layers: Vec<Layer> = std::iter::once(defaults)
+        .chain(over)
         .map(|values| only_known(values, &known, faults))
         .collect();
-    settle_secret_files(&mut layers, faults);
+    settle_secret_files(&mut layers, &known, faults);
 
     let mut builder = config::Config::builder();
     for layer in layers {
@@ -257,8 +259,12 @@ fn only_known(
 
 /// A secret and the file with it are two ways to give one setting: in one layer only one may be
 /// used, and the higher layer wins over the lower one whichever it uses.
-fn settle_secret_files(layers: &mut [Layer], faults: &mut Vec<Fault>) {
-    for key in SECRETS {
+fn settle_secret_files(layers: &mut [Layer], known: &BTreeSet<String>, faults: &mut Vec<Fault>) {
+    let of_issuers = issuers::names(known.iter()).into_iter().flat_map(|name| {
+        ["secret", "secret_previous"].map(|field| format!("{}{name}.{field}", issuers::PREFIX))
+    });
+    for key in SECRETS.map(str::to_owned).into_iter().chain(of_issuers) {
+        let key = key.as_str();
         let twin = format!("{key}_file");
         let mut decided: Option<String> = None;
         for Layer(values) in layers.iter_mut().rev() {

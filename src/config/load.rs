@@ -5,7 +5,7 @@ use std::{num::NonZero, path::PathBuf, time::Duration};
 use secrecy::SecretString;
 
 use super::{
-    Api, ApiKey, Auth, Config, Drain, Faults, Internal, Jwt, Limits, Log, LogFormat, Method,
+    Api, ApiKey, Auth, Config, Drain, Faults, Internal, Jwks, Limits, Log, LogFormat, Method,
     Profile, Public, Ready, Redis, Reject, Reserved, Scope, Sources,
     fault::Problem,
     gate, layers,
@@ -14,6 +14,8 @@ use super::{
 };
 
 pub use super::reader::Setting;
+
+mod jwt;
 
 /// The configuration, and where each of its values came from.
 #[derive(Clone, Debug)]
@@ -160,6 +162,7 @@ fn auth(reader: &mut Reader, profile: Profile) -> Auth {
             Problem::new(format!("{text:?} is not a kind of credential"), advice)
         })
     };
+    let own = jwt::own(reader, profile);
     let auth = Auth {
         methods: reader.list("auth.methods", method, |method| method.label().to_owned()),
         reject: reader.choice(
@@ -170,8 +173,15 @@ fn auth(reader: &mut Reader, profile: Profile) -> Auth {
         origins: reader.list("auth.origins", rules::origin, String::clone),
         token_bytes: reader.size("auth.token_bytes", 256..=65_536),
         groups_allow: reader.list("auth.groups.allow", rules::group_pattern, String::clone),
-        jwt: jwt(reader, profile),
+        issuers: jwt::issuers(reader, profile, &own),
+        jwt: own,
+        jwks: Jwks {
+            refresh: reader.duration("auth.jwks.refresh", Duration::from_secs(1)..=DAY),
+            floor: reader.duration("auth.jwks.floor", Duration::from_millis(100)..=HOUR),
+            timeout: reader.duration("auth.jwks.timeout", MIN_WAIT..=MINUTE),
+        },
     };
+    jwt::some_key(reader, profile, &auth);
     if auth.methods.is_empty() {
         needs_one(reader, "auth.methods", "so nobody could connect", "subprotocol");
     }
@@ -183,38 +193,6 @@ fn needs_one(reader: &mut Reader, key: &str, consequence: &str, example: &str) {
         let what = format!("is empty, {consequence}");
         reader.fault(key, Problem::new(what, format!("name at least one, such as {example}")));
     }
-}
-
-fn jwt(reader: &mut Reader, profile: Profile) -> Jwt {
-    let faults = reader.faults.len();
-    let (secret, secret_file) = match secret(reader, "auth.jwt.secret") {
-        Some((secret, file)) => (Some(secret), file),
-        None => (None, None),
-    };
-    // A secret that could not be read is not a missing one.
-    if faults == reader.faults.len()
-        && let Err(problem) = secrets::check_jwt_secret(secret.as_deref(), profile)
-    {
-        reader.fault("auth.jwt.secret", problem);
-    }
-    reader.note("auth.jwt.secret", redacted(secret.is_some()));
-    note_file(reader, "auth.jwt.secret_file");
-    let optional = |text: String| if text.is_empty() { None } else { Some(text) };
-    let jwt = Jwt {
-        secret: secret.map(SecretString::from),
-        secret_file,
-        algorithms: reader.list("auth.jwt.algorithms", rules::algorithm, |a| format!("{a:?}")),
-        issuer: optional(reader.string("auth.jwt.issuer", |_| Ok(()))),
-        audience: optional(reader.string("auth.jwt.audience", |_| Ok(()))),
-        leeway: reader.duration("auth.jwt.leeway", ZERO..=Duration::from_secs(600)),
-        user_claim: reader.string("auth.jwt.user_claim", rules::claim),
-        session_claim: reader.string("auth.jwt.session_claim", rules::claim),
-        groups_claim: reader.string("auth.jwt.groups_claim", rules::claim),
-    };
-    if jwt.algorithms.is_empty() {
-        needs_one(reader, "auth.jwt.algorithms", "so no token could be accepted", "HS256");
-    }
-    jwt
 }
 
 fn api(reader: &mut Reader, profile: Profile) -> Api {
@@ -301,16 +279,6 @@ fn across(config: &Config, reader: &mut Reader) {
     {
         let what = "is below limits.data_bytes, which a body must hold";
         reader.fault("limits.body_bytes", Problem::new(what, "raise it, or lower the other"));
-    }
-    let jwt = &config.auth.jwt;
-    let claims = [&jwt.user_claim, &jwt.session_claim, &jwt.groups_claim];
-    for (i, name) in claims.iter().enumerate() {
-        let standard = ["exp", "nbf", "iat", "iss", "aud"].contains(&name.as_str());
-        if !name.is_empty() && (standard || claims[..i].contains(name)) {
-            let key = ["auth.jwt.user_claim", "auth.jwt.session_claim", "auth.jwt.groups_claim"][i];
-            let what = format!("the claim {name:?} says something else already");
-            reader.fault(key, Problem::new(what, "name another claim"));
-        }
     }
 }
 

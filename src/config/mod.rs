@@ -8,9 +8,11 @@ use secrecy::SecretString;
 
 mod fault;
 pub mod gate;
+mod issuers;
 mod layers;
 pub mod load;
 pub mod network;
+mod pem;
 mod reader;
 pub(crate) mod rules;
 pub mod secrets;
@@ -21,6 +23,7 @@ mod unknown;
 
 pub use fault::{Fault, Faults};
 pub use layers::{Flag, Sources};
+pub use pem::{KeyKind, PUBLIC_KEYS, PublicKey};
 
 /// Which set of defaults is in force, by `BELFRY_PROFILE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +123,10 @@ pub struct Auth {
     pub jwt: Jwt,
     /// Patterns (`*` stands for anything) of the groups that are taken from credentials.
     pub groups_allow: Vec<String>,
+    /// More issuers, beside the one of `jwt`.
+    pub issuers: Vec<Issuer>,
+    /// How key sets are fetched, for all issuers.
+    pub jwks: Jwks,
 }
 
 /// A kind of credential, in the order in which they are looked for (contract §2).
@@ -136,6 +143,12 @@ pub enum Method {
 impl Method {
     /// Every kind that this version knows.
     pub const ALL: [Self; 3] = [Self::Subprotocol, Self::Bearer, Self::Query];
+
+    /// Whether it is a JSON Web Token.
+    #[must_use]
+    pub fn is_token(self) -> bool {
+        matches!(self, Self::Subprotocol | Self::Bearer | Self::Query)
+    }
 
     /// The name in the configuration and in metrics.
     #[must_use]
@@ -157,20 +170,32 @@ pub enum Reject {
     Http,
 }
 
-/// `[auth.jwt]`
+/// `[auth.jwt]`, and each `[auth.issuers.<name>]`: the keys of one issuer and the rules for its
+/// tokens. Without any key, none of its tokens is accepted.
 #[derive(Clone, Debug)]
 pub struct Jwt {
-    /// Key of the HMAC algorithms; `None`: no token is accepted.
+    /// Key of the HMAC algorithms.
     pub secret: Option<SecretString>,
     /// The file that `secret` came from, which is read again when it changes.
     pub secret_file: Option<PathBuf>,
+    /// The key before, still accepted while it is rotated.
+    pub secret_previous: Option<SecretString>,
+    /// The file that `secret_previous` came from, which is read again when it changes.
+    pub secret_previous_file: Option<PathBuf>,
+    /// PEM files with public keys, which are read again when they change.
+    pub public_key_files: Vec<PathBuf>,
+    /// What is in them.
+    pub public_keys: Vec<PublicKey>,
+    /// Where the issuer publishes its keys (RFC 7517 §5).
+    pub jwks_url: Option<String>,
     /// Accepted algorithms, never taken from the token.
     pub algorithms: Vec<jsonwebtoken::Algorithm>,
     /// Required `iss`, where set.
     pub issuer: Option<String>,
-    /// Required `aud`, where set.
-    pub audience: Option<String>,
-    /// Clocks may differ by this much; one number for `exp`, `nbf` and the end of a connection.
+    /// One of these is required in `aud`, where there are any.
+    pub audience: Vec<String>,
+    /// Clocks may differ by this much; one number for all issuers, for `exp`, `nbf`, `iat` and the
+    /// end of a connection.
     pub leeway: Duration,
     /// The claim that names the user.
     pub user_claim: String,
@@ -178,6 +203,37 @@ pub struct Jwt {
     pub session_claim: String,
     /// The claim that lists the groups.
     pub groups_claim: String,
+}
+
+impl Jwt {
+    /// Whether there is anything to check a signature with.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        self.secret.is_some()
+            || self.secret_previous.is_some()
+            || !self.public_keys.is_empty()
+            || self.jwks_url.is_some()
+    }
+}
+
+/// `[auth.issuers.<name>]`
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    /// The name of the table; for people only.
+    pub name: String,
+    /// Its keys and rules; `issuer` is always set.
+    pub jwt: Jwt,
+}
+
+/// `[auth.jwks]`
+#[derive(Clone, Debug)]
+pub struct Jwks {
+    /// Time between two looks at a key set.
+    pub refresh: Duration,
+    /// Least time between two looks that unknown keys cause.
+    pub floor: Duration,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
 }
 
 /// `[api]`

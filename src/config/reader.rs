@@ -35,6 +35,11 @@ impl Reader {
         Self { values, settings: Vec::new(), faults }
     }
 
+    /// Every key that has a value.
+    pub fn keys(&self) -> impl Iterator<Item = &String> {
+        self.values.keys()
+    }
+
     /// Where the value of `key` came from.
     pub fn origin(&self, key: &str) -> &str {
         self.values.get(key).map_or("default", |raw| &raw.origin)

@@ -3,7 +3,7 @@
 use jsonwebtoken::Algorithm;
 use tracing_subscriber::EnvFilter;
 
-use super::{ApiKey, Scope, fault::Problem, gate::Rate, reader::any_of};
+use super::{ApiKey, Profile, Scope, fault::Problem, gate::Rate, reader::any_of};
 use crate::event::NAME_BYTES;
 
 /// Schemes of `redis.url`.
@@ -175,17 +175,49 @@ pub fn algorithm(text: &str) -> Result<Algorithm, Problem> {
         "HS256" => Ok(Algorithm::HS256),
         "HS384" => Ok(Algorithm::HS384),
         "HS512" => Ok(Algorithm::HS512),
-        "RS256" | "RS384" | "RS512" | "PS256" | "PS384" | "PS512" | "ES256" | "ES384" | "EdDSA" => {
-            Err(Problem::new(
-                format!("{text} is not supported yet in this version"),
-                "write HS256, HS384 or HS512",
-            ))
-        }
+        "RS256" => Ok(Algorithm::RS256),
+        "RS384" => Ok(Algorithm::RS384),
+        "RS512" => Ok(Algorithm::RS512),
+        "PS256" => Ok(Algorithm::PS256),
+        "PS384" => Ok(Algorithm::PS384),
+        "PS512" => Ok(Algorithm::PS512),
+        "ES256" => Ok(Algorithm::ES256),
+        "ES384" => Ok(Algorithm::ES384),
+        "EdDSA" => Ok(Algorithm::EdDSA),
         _ => Err(Problem::new(
             format!("{text:?} is not an algorithm that is accepted"),
-            "write HS256, HS384 or HS512",
+            "write HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or \
+             EdDSA",
         )),
     }
+}
+
+/// `auth.jwt.jwks_url`, where it is not empty. Over plain HTTP anyone on the way could put keys of
+/// their own in.
+pub fn jwks_url(text: &str, profile: Profile) -> Result<(), Problem> {
+    let bad = |what: &str| {
+        Problem::new(what, "write https://id.example/path, as the issuer's `jwks_uri` has it")
+    };
+    let (scheme, rest) = text.split_once("://").ok_or_else(|| bad("is not a URL"))?;
+    match (scheme, profile) {
+        ("https", _) | ("http", Profile::Development) => {}
+        ("http", Profile::Production) => {
+            return Err(bad("is not https, which production asks for"));
+        }
+        _ => return Err(bad("is neither https:// nor http://")),
+    }
+    if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
+        return Err(bad("has a space, a control character or a #"));
+    }
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    if authority.contains('@') {
+        return Err(bad("has a user or a password in it"));
+    }
+    let (host, port) = host_and_port(authority);
+    if host.is_empty() || port.is_some_and(|port| port.parse::<u16>().map_or(true, |p| p == 0)) {
+        return Err(bad("names no host, or a bad port"));
+    }
+    Ok(())
 }
 
 /// `auth.groups.allow`: a group name in which `*` stands for anything.

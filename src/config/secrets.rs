@@ -3,13 +3,13 @@
 
 use std::{fs::File, io::Read as _, path::Path};
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    ApiKey, Profile,
+    ApiKey, Jwt, Profile, PublicKey,
     fault::{Faults, Problem},
-    rules,
+    pem, rules,
 };
 
 /// The secret that `config/development.toml` sets. Everyone knows it.
@@ -37,16 +37,58 @@ pub fn hex(bytes: &[u8]) -> String {
     digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
 }
 
-/// Reads the JWT secret from its file again, with the checks that apply at start.
+/// Reads a JWT secret from its file, with the checks that apply at start.
 ///
 /// # Errors
-/// Names the path, never the secret. The caller goes on with the one it has.
+/// Names the path, never the secret.
 pub fn jwt_secret(path: &Path, profile: Profile) -> Result<SecretString, Faults> {
     let secret = read(path).and_then(|secret| {
-        check_jwt_secret(Some(&secret), profile)?;
+        check_jwt_secret(&secret, profile)?;
         Ok(SecretString::from(secret))
     });
-    secret.map_err(|problem| at(path, "auth.jwt.secret", vec![problem]))
+    secret.map_err(|problem| at(path, "secret_file", vec![problem]))
+}
+
+/// Reads all files with keys of one issuer again. `None`: they say what they said.
+///
+/// # Errors
+/// Names the first file that is no good. The caller goes on with the keys it has.
+pub fn issuer_again(jwt: &Jwt, profile: Profile) -> Result<Option<Jwt>, Faults> {
+    let mut new = jwt.clone();
+    if let Some(path) = &jwt.secret_file {
+        new.secret = Some(jwt_secret(path, profile)?);
+    }
+    if let Some(path) = &jwt.secret_previous_file {
+        new.secret_previous = Some(jwt_secret(path, profile)?);
+    }
+    if !jwt.public_key_files.is_empty() {
+        new.public_keys = Vec::new();
+        for path in &jwt.public_key_files {
+            add_public_keys(&mut new.public_keys, path)
+                .map_err(|problem| at(path, "public_key_files", vec![problem]))?;
+        }
+    }
+    let same = same(new.secret.as_ref(), jwt.secret.as_ref())
+        && same(new.secret_previous.as_ref(), jwt.secret_previous.as_ref())
+        && new.public_keys == jwt.public_keys;
+    Ok((!same).then_some(new))
+}
+
+fn same(a: Option<&SecretString>, b: Option<&SecretString>) -> bool {
+    a.map(ExposeSecret::expose_secret) == b.map(ExposeSecret::expose_secret)
+}
+
+/// The public keys of a PEM file, added to those of the files before.
+pub(super) fn add_public_keys(keys: &mut Vec<PublicKey>, path: &Path) -> Result<(), Problem> {
+    let here = |what: &str| format!("{}: {what}", path.display());
+    let more = pem::public_keys(&read(path)?)
+        .map_err(|problem| Problem::new(here(&problem.what), problem.advice))?;
+    if keys.len() + more.len() > pem::PUBLIC_KEYS {
+        let what = here(&format!("these are more than {} keys", pem::PUBLIC_KEYS));
+        return Err(Problem::new(what, "take the old ones out, or use jwks_url"));
+    }
+    keys.extend(more);
+    Ok(())
 }
 
 /// Reads the API keys from their file again, with the checks that apply at start.
@@ -100,24 +142,34 @@ pub(super) fn entries(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// What the profile asks of the JWT secret. Development takes any, and none.
-pub(super) fn check_jwt_secret(secret: Option<&str>, profile: Profile) -> Result<(), Problem> {
-    let what = match (profile, secret) {
-        (Profile::Production, None) => "is not set, so no token could be checked".to_owned(),
-        (Profile::Production, Some(DEVELOPMENT_SECRET)) => {
+/// What the profile asks of a JWT secret. A public key is never one: everyone knows it, and could
+/// sign with it.
+pub(super) fn check_jwt_secret(secret: &str, profile: Profile) -> Result<(), Problem> {
+    if pem::is_pem(secret) {
+        return Err(Problem::new(
+            "is a key in PEM, which is no shared secret",
+            "name the file in public_key_files, and an algorithm such as RS256",
+        ));
+    }
+    let what = match profile {
+        Profile::Production if secret == DEVELOPMENT_SECRET => {
             "is the development secret, which everyone knows".to_owned()
         }
-        (Profile::Production, Some(secret)) if secret.len() < SECRET_BYTES => {
+        Profile::Production if secret.len() < SECRET_BYTES => {
             format!("is {} bytes long, and production asks for {SECRET_BYTES}", secret.len())
         }
-        (Profile::Development, _) | (Profile::Production, Some(_)) => return Ok(()),
+        Profile::Development | Profile::Production => return Ok(()),
     };
-    Err(Problem::new(
-        what,
-        "set BELFRY__AUTH__JWT__SECRET_FILE to a file with the secret that signs your tokens; \
-         `openssl rand -base64 48` makes a new one",
-    ))
+    Err(Problem::new(what, SECRET_ADVICE))
 }
+
+/// Production without any key for tokens.
+pub(super) fn no_jwt_key() -> Problem {
+    Problem::new("is not set, so no token could be checked", SECRET_ADVICE)
+}
+
+const SECRET_ADVICE: &str = "set BELFRY__AUTH__JWT__SECRET_FILE to a file with the secret that signs your tokens \
+     (`openssl rand -base64 48` makes a new one), or use public_key_files or jwks_url";
 
 /// Reads all entries and names all bad ones, by position and never by content.
 pub(super) fn parse_api_keys(

@@ -107,6 +107,31 @@ impl ConnectResult {
         }
     }
 }
+
+/// What became of a look at an issuer's keys: `jwks_refreshes_total{result}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JwksRefresh {
+    /// There are keys.
+    Ok,
+    /// No answer, or a status that is none.
+    Failed,
+    /// An answer that holds no usable key.
+    Invalid,
+}
+
+impl JwksRefresh {
+    /// Every one of them.
+    pub(super) const ALL: [Self; 3] = [Self::Ok, Self::Failed, Self::Invalid];
+
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
 /// What an event was addressed to: `events_published_total{target}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {

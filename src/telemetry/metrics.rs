@@ -8,7 +8,7 @@ use prometheus::{
 };
 
 use super::{
-    labels::{self, ConnectResult, DropReason, Role, Target},
+    labels::{self, ConnectResult, DropReason, JwksRefresh, Role, Target},
     worker::{Shared, WorkerMetrics},
 };
 use crate::{
@@ -51,6 +51,7 @@ struct Inner {
     probe_duration: Histogram,
     dropped: IntCounterVec,
     auth_duration: HistogramVec,
+    jwks_refreshes: IntCounterVec,
     api_requests: IntCounterVec,
     drain_remaining: IntGauge,
     panics: IntCounter,
@@ -155,6 +156,11 @@ impl Metrics {
                 &["reason"],
             ),
             auth_duration: make.register(HistogramVec::new(auth, &["method"])),
+            jwks_refreshes: make.counters(
+                "jwks_refreshes_total",
+                "Looks at the keys that issuers publish, by outcome.",
+                &["result"],
+            ),
             api_requests: make.counters(
                 "api_requests_total",
                 "Requests to the internal API.",
@@ -219,6 +225,9 @@ impl Metrics {
         }
         for method in Method::ALL {
             inner.auth_duration.with_label_values(&[method.label()]);
+        }
+        for result in JwksRefresh::ALL {
+            inner.jwks_refreshes.with_label_values(&[result.label()]);
         }
         inner.workers.touch();
     }
@@ -292,6 +301,11 @@ impl Metrics {
         self.0.auth_duration.with_label_values(&[method.label()]).observe(took.as_secs_f64());
     }
 
+    /// An issuer's keys were looked at.
+    pub fn jwks_refresh(&self, result: JwksRefresh) {
+        self.0.jwks_refreshes.with_label_values(&[result.label()]).inc();
+    }
+
     /// A request to the internal API was answered. `key` is a configured name, `route` a pattern
     /// of the route table and `code` a status of ours, so the set is closed.
     pub fn api_request(&self, key: &str, route: &str, code: u16) {
@@ -353,6 +367,7 @@ mod tests {
             "belfry_redis_probe_duration_seconds_count 0",
             "belfry_messages_dropped_total{reason=\"bus_invalid\"} 0",
             "belfry_auth_duration_seconds_count{method=\"query\"} 0",
+            "belfry_jwks_refreshes_total{result=\"failed\"} 0",
             "belfry_drain_remaining_connections 0",
             "belfry_worker_lag_seconds_count 0",
             "belfry_build_info{version=",

@@ -13,7 +13,7 @@ mod labels;
 mod metrics;
 mod worker;
 
-pub use labels::{ConnectResult, DropReason, Role, Target};
+pub use labels::{ConnectResult, DropReason, JwksRefresh, Role, Target};
 pub use metrics::Metrics;
 pub use worker::WorkerMetrics;
 
@@ -49,11 +49,13 @@ fn filter(level: &str) -> Result<EnvFilter, Box<dyn std::error::Error + Send + S
 
 /// Libraries that speak of what an operator does not ask for, or, at their finest levels, of bytes
 /// in which a credential may stand. They are quieter than the rest unless `log.level` names them.
-const LIBRARIES: [(&str, LevelFilter); 4] = [
+const LIBRARIES: [(&str, LevelFilter); 5] = [
     ("actix_server", LevelFilter::WARN),
     ("actix_http", LevelFilter::WARN),
     ("fred", LevelFilter::ERROR),
     ("mio", LevelFilter::WARN),
+    // Whoever connects says the same, and not at every attempt.
+    ("rustls_platform_verifier", LevelFilter::OFF),
 ];
 
 #[cfg(test)]
@@ -64,9 +66,15 @@ mod tests {
     fn libraries_are_only_ever_quieter() {
         for (level, expected) in [
             ("off", "off"),
-            ("error", "error"),
-            ("trace", "actix_server=warn,actix_http=warn,fred=error,mio=warn,trace"),
-            ("info,fred=trace", "actix_server=warn,actix_http=warn,fred=trace,mio=warn,info"),
+            ("error", "error,rustls_platform_verifier=off"),
+            (
+                "trace",
+                "actix_server=warn,actix_http=warn,fred=error,mio=warn,rustls_platform_verifier=off,trace",
+            ),
+            (
+                "info,fred=trace",
+                "actix_server=warn,actix_http=warn,fred=trace,mio=warn,rustls_platform_verifier=off,info",
+            ),
         ] {
             let mut said: Vec<String> =
                 filter(level).unwrap().to_string().split(',').map(str::to_owned).collect();

@@ -27,6 +27,7 @@ mod delivery;
 mod drain;
 mod gate;
 mod http_api;
+mod jwt;
 mod liveness;
 mod logs;
 mod ops;

@@ -231,7 +231,7 @@ fn every_bad_value_is_named_with_its_place() {
         ("AUTH__ORIGINS", "null", "has no scheme"),
         ("AUTH__TOKEN_BYTES", "1", "is too small"),
         ("AUTH__GROUPS__ALLOW", "a,,b", "can match no group"),
-        ("AUTH__JWT__ALGORITHMS", "RS256", "is not supported yet in this version"),
+        ("AUTH__JWT__ALGORITHMS", "RS256", "RS256 has no key"),
         ("AUTH__JWT__ALGORITHMS", "none", "is not an algorithm that is accepted"),
         ("AUTH__JWT__ALGORITHMS", "", "is empty, so no token could be accepted"),
         ("AUTH__JWT__LEEWAY", "1h", "is too large"),
@@ -479,4 +479,107 @@ fn what_is_shown_is_toml_with_origins_and_without_secrets() {
     let issuer = issuer.clone().into_table().unwrap()["issuer"].clone().into_string().unwrap();
     assert_eq!(issuer, "quote \" and \\ and \n");
     assert!(!format!("{:?}", loaded.config).contains(SECRET));
+}
+
+const PEM: &str = "-----BEGIN PUBLIC KEY-----\n\
+    MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n\
+    -----END PUBLIC KEY-----\n";
+
+#[test]
+fn issuers_stand_side_by_side_from_file_and_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let pem = dir.path().join("key.pem");
+    fs::write(&pem, PEM).unwrap();
+    let toml = format!(
+        "[auth.issuers.my-idp]\nissuer = \"https://id.example\"\nalgorithms = [\"EdDSA\"]\n\
+         public_key_files = [\"{0}\", \"{0}\"]\nuser_claim = \"uid\"\n",
+        pem.display()
+    );
+    let mut sources = with_file(dir.path(), &toml, production(&[]));
+    for (name, value) in [
+        ("BELFRY__AUTH__ISSUERS__B__ISSUER", "https://b.example"),
+        ("BELFRY__AUTH__ISSUERS__B__JWKS_URL", "https://b.example/keys"),
+        ("BELFRY__AUTH__ISSUERS__B__ALGORITHMS", "RS256,ES256"),
+        ("BELFRY__AUTH__ISSUERS__B__AUDIENCE", "x,y"),
+        ("BELFRY__AUTH__JWT__LEEWAY", "7s"),
+    ] {
+        sources.env.insert(name.to_owned(), value.into());
+    }
+    let loaded = load_with_origins(&sources).unwrap();
+    let [b, mine] = &loaded.config.auth.issuers[..] else { panic!("{loaded:?}") };
+    assert_eq!((b.name.as_str(), mine.name.as_str()), ("b", "my-idp"));
+    assert_eq!(b.jwt.algorithms, [Algorithm::RS256, Algorithm::ES256]);
+    assert_eq!(b.jwt.audience, ["x", "y"]);
+    assert_eq!(b.jwt.user_claim, "sub");
+    assert_eq!(mine.jwt.user_claim, "uid");
+    assert_eq!(mine.jwt.public_keys.len(), 2);
+    assert_eq!(b.jwt.leeway, Duration::from_secs(7));
+    let text = show(&loaded);
+    assert!(text.contains("[auth.issuers.my-idp]") && text.contains("jwks_url = \"https://b.ex"));
+}
+
+#[test]
+fn a_table_of_an_issuer_is_whole_and_spelt_right() {
+    const B: [(&str, &str); 3] = [
+        ("BELFRY__AUTH__ISSUERS__B__ISSUER", "b"),
+        ("BELFRY__AUTH__ISSUERS__B__SECRET", SECRET),
+        ("BELFRY__AUTH__ISSUERS__B__ALGORITHMS", "HS256"),
+    ];
+    assert!(load(&production(&B)).is_ok());
+    let dir = tempfile::tempdir().unwrap();
+    let many = dir.path().join("many.pem");
+    fs::write(&many, PEM.repeat(17)).unwrap();
+    let many = many.display().to_string();
+    for (name, value, says) in [
+        ("ISSUERS__B__JWKS_URI", "https://x", "did you mean BELFRY__AUTH__ISSUERS__B__JWKS_URL?"),
+        ("ISSUERS__B__LEEWAY", "1s", "is not a known key"),
+        ("ISSUERS__B", "x", "is a section, not a key"),
+        ("ISSUERS__B__SECRET__X", "x", "is a key, not a section"),
+        ("ISSUERS__B__ISSUER", "", "auth.issuers.b.issuer (environment"),
+        ("ISSUERS__B__ALGORITHMS", "", "auth.issuers.b.algorithms (environment"),
+        ("ISSUERS__B__ALGORITHMS", "HS256,RS256", "RS256 has no key"),
+        ("ISSUERS__B__SECRET", "", "auth.issuers.b (default): has neither secret nor"),
+        ("ISSUERS__B__SECRET", "short", "is 5 bytes long"),
+        ("ISSUERS__B__SECRET", PEM, "is a key in PEM"),
+        ("ISSUERS__B__SECRET_PREVIOUS", "short", "is 5 bytes long"),
+        ("ISSUERS__B__SECRET_PREVIOUS_FILE", "/nonexistent", "/nonexistent cannot be read"),
+        ("ISSUERS__B__PUBLIC_KEY_FILES", "/nonexistent", "/nonexistent cannot be read"),
+        ("ISSUERS__B__PUBLIC_KEY_FILES", many.as_str(), "these are more than 16 keys"),
+        ("ISSUERS__B__JWKS_URL", "https://b/keys", "no algorithm in algorithms uses"),
+        ("JWT__ISSUER", "b", "is the issuer of another table too"),
+        ("JWT__SECRET", PEM, "is a key in PEM"),
+        ("JWT__JWKS_URL", "http://id.example/keys", "is not https"),
+        ("JWT__JWKS_URL", "https://u:hunter2@id.example/keys", "has a user or a password"),
+        ("JWT__JWKS_URL", "id.example", "is not a URL"),
+        ("JWT__JWKS_URL", "ftp://id.example", "is neither"),
+        ("JWT__JWKS_URL", "https:///keys", "names no host"),
+    ] {
+        let name = format!("BELFRY__AUTH__{name}");
+        let mut sources = production(&B);
+        sources.env.insert(name.clone(), value.into());
+        let found = faults(&sources);
+        assert_eq!(found.len(), 1, "{name}={value}: {found:#?}");
+        assert!(found[0].contains(says), "{name}={value}: {found:#?}");
+        assert!(!found[0].contains("hunter2") && !found[0].contains("MCow"), "{found:#?}");
+    }
+    let plain = [
+        ("BELFRY__AUTH__JWT__JWKS_URL", "http://127.0.0.1:1/keys"),
+        ("BELFRY__AUTH__JWT__ALGORITHMS", "RS256"),
+    ];
+    assert!(load(&sources(&plain)).is_ok(), "development may use plain HTTP");
+}
+
+#[test]
+fn production_needs_keys_of_one_kind_and_not_of_all() {
+    let key = format!("billing:{}", "ab".repeat(32));
+    let env = [
+        ("BELFRY_PROFILE", "production"),
+        ("BELFRY__API__KEYS", key.as_str()),
+        ("BELFRY__AUTH__ISSUERS__B__ISSUER", "b"),
+        ("BELFRY__AUTH__ISSUERS__B__JWKS_URL", "https://b/keys"),
+        ("BELFRY__AUTH__ISSUERS__B__ALGORITHMS", "RS256"),
+    ];
+    assert!(load(&sources(&env)).is_ok());
+    let found = faults(&sources(&env[..2]));
+    assert!(found.len() == 1 && found[0].starts_with("auth.jwt.secret"), "{found:#?}");
 }
