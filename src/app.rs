@@ -6,14 +6,17 @@ use actix_web::web;
 use tokio::time::timeout;
 
 use crate::{
-    auth::{Authenticator, api_key::ApiKeys, origin::Origins},
+    auth::{
+        self, Authenticator, api_key::ApiKeys, groups, origin::Origins, session::Cookies,
+        ticket::Office,
+    },
     bus::{
         Feed, Publisher,
         memory::{Capacity, MemoryBus},
         redis,
         subscriber::{self, Health, Subscriber},
     },
-    config::{Config, Profile},
+    config::{Config, Method, Profile},
     gate::Gate,
     http::{
         internal, public,
@@ -23,7 +26,7 @@ use crate::{
     outbox::Bounds,
     registry::Registry,
     rotation,
-    store::{Store, memory::MemoryStore, redis::RedisStore},
+    store::{self, Store, memory::MemoryStore, redis::RedisStore, sessions::Endings},
     telemetry::Metrics,
 };
 
@@ -31,6 +34,9 @@ use crate::{
 const ENVELOPE_BYTES: usize = 512 * 1024;
 /// Past the drain's spread, stalled peers are given this long to be cut.
 const LAST_CALL: Duration = Duration::from_secs(6);
+
+/// Between two words of sessions that ended.
+const TOGETHER: Duration = Duration::from_millis(50);
 
 /// What went wrong at the start.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +66,7 @@ pub async fn run(
     let health = Arc::new(Health::default());
     let registry = Registry::new(config.limits.connections, metrics.clone());
     let (publisher, feed, store) = broker(&config)?;
-    let authenticator = Arc::new(Authenticator::new(&config, metrics.clone()));
+    let (authenticator, endings) = authenticator(&config, &store, &metrics)?;
     let keys = Arc::new(ApiKeys::new(config.api.keys.clone()));
 
     let public_listener = server::listen(config.public.bind, config.public.backlog)?;
@@ -73,7 +79,7 @@ pub async fn run(
         connections: config.limits.connections,
         heartbeat: config.limits.heartbeat,
         leeway: config.auth.jwt.leeway,
-        recheck: config.reserved.session_recheck,
+        recheck: config.auth.session.recheck,
         state: Arc::new(public::State {
             authenticator: Arc::clone(&authenticator),
             origins: Origins::parse(&config.auth.origins).map_err(|text| {
@@ -99,6 +105,8 @@ pub async fn run(
             publisher: Arc::clone(&publisher),
             store,
             keys: Arc::clone(&keys),
+            authenticator: Arc::clone(&authenticator),
+            groups: groups::Rule::new(&config),
             limits: config.limits.clone(),
             ready: config.ready.clone(),
             health: Arc::clone(&health),
@@ -119,6 +127,7 @@ pub async fn run(
         subscriber_settings(&config),
     );
     let subscriber = actix_rt::spawn(subscriber.run());
+    let watch = actix_rt::spawn(watch(endings, Arc::clone(&authenticator), registry.clone()));
     let rotation = actix_rt::spawn(rotation::run(config.clone(), authenticator, keys));
 
     for (listener, address) in [("public", addresses.0), ("internal", addresses.1)] {
@@ -137,6 +146,7 @@ pub async fn run(
     public_handle.stop(false).await;
     subscriber.abort();
     rotation.abort();
+    watch.abort();
     internal_handle.stop(false).await;
     for (name, server) in [("public", public), ("internal", internal)] {
         if let Ok(Err(error)) = server.await {
@@ -155,11 +165,45 @@ fn broker(config: &Config) -> Result<Broker, StartError> {
             Ok((Arc::new(publisher), Box::new(feed), Arc::new(MemoryStore::default())))
         }
         Some(settings) => {
-            let redis =
-                redis::connect(settings).map_err(|error| StartError::Setting(error.to_string()))?;
+            let redis = redis::connect(settings)
+                .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
             let store = RedisStore::new(redis.commands, &settings.prefix);
             Ok((Arc::new(redis.publisher), Box::new(redis.feed), Arc::new(store)))
         }
+    }
+}
+
+/// Word of sessions that end; `None` where no cookie is accepted.
+type Words = Option<Box<dyn Endings>>;
+
+/// Whoever checks credentials, with the stores that it asks.
+fn authenticator(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    metrics: &Metrics,
+) -> Result<(Arc<Authenticator>, Words), StartError> {
+    let authenticator = Authenticator::new(config, metrics.clone())
+        .with_tickets(Office::new(config, Arc::clone(store)));
+    let session = &config.auth.session;
+    let wanted = config.auth.methods.contains(&Method::Cookie);
+    let Some(redis) = session.redis.as_ref().filter(|_| wanted) else {
+        return Ok((Arc::new(authenticator), None));
+    };
+    let fields = auth::session::fields(config);
+    let (sessions, endings) = store::redis::sessions::connect(redis, session, fields)
+        .map_err(|error| StartError::Setting(format!("auth.session.redis_url: {error}")))?;
+    let authenticator = authenticator.with_cookies(Cookies::new(config, Arc::new(sessions)));
+    Ok((Arc::new(authenticator), Some(Box::new(endings))))
+}
+
+/// Has the connections of sessions that end look, at once.
+async fn watch(endings: Words, authenticator: Arc<Authenticator>, registry: Registry) {
+    let Some(mut endings) = endings else { return };
+    while let Some(sessions) = endings.next().await {
+        authenticator.ended(&sessions);
+        registry.recheck(sessions).await;
+        // Many that end one after another are told together.
+        tokio::time::sleep(TOGETHER).await;
     }
 }
 

@@ -128,6 +128,7 @@ impl<I: Inbound> Connection<I> {
             principal,
             settings: Rc::clone(&settings),
             pending: None,
+            look_again: false,
         };
         live.plan_recheck();
         live.session.expires(moment(live.principal.expires));
@@ -176,6 +177,8 @@ struct Live {
     settings: Rc<Settings>,
     /// A question about the credential that is under way; there is one at a time.
     pending: Option<LocalBoxFuture<'static, Answer>>,
+    /// Look the session up once that is answered: it was asked before the reason to look.
+    look_again: bool,
 }
 
 /// The answer to a question about the credential.
@@ -286,9 +289,10 @@ impl Live {
         self.pending = Some(Box::pin(async move { Answer::Renewed(renewal.await) }));
     }
 
-    /// A question that is under way already will do: the next look is planned when it is answered.
     fn recheck(&mut self) {
-        if self.pending.is_none() && self.principal.cookie.is_some() {
+        if self.pending.is_some() {
+            self.look_again = true;
+        } else if self.principal.cookie.is_some() {
             let look = self.settings.credentials.recheck(&self.principal);
             self.pending = Some(Box::pin(async move { Answer::Rechecked(look.await) }));
         }
@@ -323,6 +327,9 @@ impl Live {
             }
         }
         self.plan_recheck();
+        if std::mem::take(&mut self.look_again) {
+            self.recheck();
+        }
         Next::Settle
     }
 

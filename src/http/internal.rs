@@ -7,10 +7,14 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::{
     events, not_found, ops,
     problem::{Kind, Problem},
-    wrong_method,
+    tickets, wrong_method,
 };
 use crate::{
-    auth::api_key::{ApiKeys, Caller},
+    auth::{
+        Authenticator,
+        api_key::{ApiKeys, Caller},
+        groups,
+    },
     bus::{Publisher, subscriber::Health},
     config::{Limits, Ready, Scope},
     lifecycle::Lifecycle,
@@ -26,6 +30,10 @@ pub struct State {
     pub store: Arc<dyn Store>,
     /// Who may call.
     pub keys: Arc<ApiKeys>,
+    /// Who sells tickets.
+    pub authenticator: Arc<Authenticator>,
+    /// Which groups a ticket may name.
+    pub groups: groups::Rule,
     /// Bounds of a request.
     pub limits: Limits,
     /// When this replica counts as ready.
@@ -45,6 +53,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/v1/events")
                 .route(web::post().to(events::publish))
+                .default_service(web::to(wrong_method)),
+        )
+        .service(
+            web::resource("/v1/tickets")
+                .route(web::post().to(tickets::sell))
                 .default_service(web::to(wrong_method)),
         )
         .service(probe("/livez").route(web::get().to(ops::live)).route(web::head().to(ops::live)))

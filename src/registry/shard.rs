@@ -38,6 +38,11 @@ const REMEMBER: Duration = Duration::from_secs(60);
 /// So many orders are remembered at most; the oldest goes.
 const ORDERS: usize = 1024;
 
+/// Sessions that ended are remembered this long for handshakes that had looked them up before.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// So many batches of them at most; the oldest goes.
+const ENDINGS: usize = 64;
+
 type Keys = SmallVec<[usize; 2]>;
 
 /// What the registry knows of a connection.
@@ -61,6 +66,7 @@ pub struct Shard {
     state: RefCell<State>,
     leaving: Cell<Option<Duration>>,
     orders: RefCell<VecDeque<(Instant, Arc<Order>)>>,
+    ended: RefCell<VecDeque<(Instant, Arc<HashSet<SessionKey>>)>>,
     slow: Throttle,
 }
 
@@ -91,6 +97,7 @@ impl Shard {
             state: RefCell::default(),
             leaving: Cell::new(None),
             orders: RefCell::default(),
+            ended: RefCell::default(),
             slow: Throttle::default(),
         });
         actix_rt::spawn(run(Rc::downgrade(&shard), inbox));
@@ -122,6 +129,11 @@ impl Shard {
             {
                 outbox.request_close(order.cause);
             }
+        }
+        if let Some(session) = &member.session
+            && self.ended.borrow().iter().any(|(_, ended)| ended.contains(session))
+        {
+            outbox.request_recheck();
         }
         let user = member.user.clone();
         let interest = self.registry.slot(&Channel::User(user.clone()));
@@ -165,7 +177,7 @@ impl Shard {
                     tracing::debug!(count, "nobody waits for the outcome of an order");
                 }
             }
-            ToShard::Recheck(session) => self.recheck(session),
+            ToShard::Recheck(sessions) => self.recheck(sessions),
             ToShard::Resync(reason) => self.resync(reason),
             ToShard::Leave(spread) => self.leave(spread),
         }
@@ -260,12 +272,19 @@ impl Shard {
         count
     }
 
-    fn recheck(&self, session: SessionKey) {
+    fn recheck(&self, sessions: Arc<HashSet<SessionKey>>) {
         for (_, entry) in &self.state.borrow().connections {
-            if entry.member.session == Some(session) {
+            if entry.member.session.is_some_and(|session| sessions.contains(&session)) {
                 entry.outbox.request_recheck();
             }
         }
+        let mut ended = self.ended.borrow_mut();
+        while ended.front().is_some_and(|(at, _)| at.elapsed() > HANDSHAKE)
+            || ended.len() >= ENDINGS
+        {
+            ended.pop_front();
+        }
+        ended.push_back((Instant::now(), sessions));
     }
 
     /// Evenly spaced moments in a random order: no second has more than its share of closes.
