@@ -30,4 +30,5 @@ mod ops;
 mod protocol;
 mod redis;
 mod security;
+mod sessions;
 mod slow;

@@ -9,7 +9,8 @@ use std::{sync::Arc, time::Duration};
 use fred::{
     clients::Client,
     error::Error,
-    interfaces::{ClientLike, PubsubInterface},
+    interfaces::{ClientLike, EventInterface, PubsubInterface},
+    types::KeyspaceEvent,
 };
 use tokio::{
     sync::{
@@ -44,7 +45,8 @@ pub(crate) struct Removals {
 impl Removals {
     pub(super) fn start(settings: Arc<LinkSettings>, prefix: &str) -> Self {
         let (sender, removed) = mpsc::channel(WAITING);
-        let names = Names::new(settings.config.database.unwrap_or(0), prefix);
+        let database = settings.config.database.unwrap_or(0);
+        let names = Names { database, prefix: prefix.to_owned() };
         Self { removed, task: tokio::spawn(watch(settings, names, sender)) }
     }
 
@@ -68,43 +70,32 @@ impl Drop for Removals {
 /// What is listened to. A server may tell by key (`K`), by event (`E`), or both, and then it says
 /// the same twice.
 struct Names {
-    /// Before the prefix, in the channel of a key.
-    space: String,
-    /// Before the event, in the channel of an event.
-    event: String,
+    database: u8,
     prefix: String,
 }
 
 impl Names {
-    fn new(database: u8, prefix: &str) -> Self {
-        Self {
-            space: format!("__keyspace@{database}__:"),
-            event: format!("__keyevent@{database}__:"),
-            prefix: prefix.to_owned(),
-        }
-    }
-
     fn patterns(&self) -> Vec<String> {
-        let mut patterns = vec![format!("{}{}*", self.space, self.prefix)];
-        patterns.extend(GONE.iter().map(|event| format!("{}{event}", self.event)));
+        let Self { database, prefix } = self;
+        let mut patterns = vec![format!("__keyspace@{database}__:{prefix}*")];
+        patterns.extend(GONE.iter().map(|event| format!("__keyevent@{database}__:{event}")));
         patterns
     }
 
     /// The key that went, without the prefix.
-    fn removed<'a>(&self, channel: &'a str, payload: &'a str) -> Option<&'a str> {
-        let (key, event) = match channel.strip_prefix(&self.space) {
-            Some(key) => (key, payload),
-            None => (payload, channel.strip_prefix(&self.event)?),
-        };
-        key.strip_prefix(&self.prefix).filter(|_| GONE.contains(&event))
+    fn removed<'a>(&self, database: u8, key: &'a str, event: &str) -> Option<&'a str> {
+        let gone = database == self.database && GONE.contains(&event);
+        key.strip_prefix(&self.prefix).filter(|_| gone)
     }
 }
 
 async fn watch(settings: Arc<LinkSettings>, names: Names, removed: mpsc::Sender<String>) {
     let mut quiet = Quiet::default();
     loop {
-        let (mut link, mut messages) = Link::open(&settings, Role::SessionEvents);
-        let reason = live(&mut link, &mut messages, &names, &removed, &mut quiet).await;
+        let (mut link, _) = Link::open(&settings, Role::SessionEvents);
+        // fred sorts these messages out of the rest by their channels.
+        let mut events = link.client.keyspace_event_rx();
+        let reason = live(&mut link, &mut events, &names, &removed, &mut quiet).await;
         // The connection for look-ups has the same trouble and says so louder.
         tracing::debug!(role = Role::SessionEvents.label(), %reason, "a Redis connection is given up");
         if removed.is_closed() {
@@ -116,7 +107,7 @@ async fn watch(settings: Arc<LinkSettings>, names: Names, removed: mpsc::Sender<
 /// From connecting to the end of one connection; the result says why.
 async fn live(
     link: &mut Link,
-    messages: &mut Receiver<fred::types::Message>,
+    events: &mut Receiver<KeyspaceEvent>,
     names: &Names,
     removed: &mpsc::Sender<String>,
     refusals: &mut Quiet,
@@ -131,10 +122,10 @@ async fn live(
     let mut again = Box::pin(tokio::time::sleep(Duration::ZERO));
     let mut subscribed = false;
     loop {
-        let message = tokio::select! {
+        let event = tokio::select! {
             biased;
             () = removed.closed() => return "nobody listens".to_owned(),
-            message = messages.recv() => message,
+            event = events.recv() => event,
             change = link.change() => match change {
                 Change::Connected => continue,
                 Change::Failed(reason) | Change::Lost(reason) => return reason,
@@ -158,10 +149,9 @@ async fn live(
                 continue;
             }
         };
-        match message {
-            Ok(message) => {
-                let payload = message.value.as_str();
-                let key = payload.as_deref().and_then(|text| names.removed(&message.channel, text));
+        match event {
+            Ok(KeyspaceEvent { db, operation, key }) => {
+                let key = key.as_str().and_then(|key| names.removed(db, key, &operation));
                 if let Some(key) = key
                     && removed.send(key.to_owned()).await.is_err()
                 {
@@ -194,22 +184,20 @@ mod tests {
 
     #[test]
     fn only_keys_that_go_and_only_ours() {
-        let names = Names::new(3, "session:");
-        for (channel, payload, removed) in [
-            ("__keyspace@3__:session:abc", "del", Some("abc")),
-            ("__keyspace@3__:session:a:b", "expired", Some("a:b")),
-            ("__keyspace@3__:session:abc", "set", None),
-            ("__keyspace@3__:session:abc", "expire", None),
-            ("__keyspace@3__:other:abc", "del", None),
-            ("__keyspace@0__:session:abc", "del", None),
-            ("__keyevent@3__:del", "session:abc", Some("abc")),
-            ("__keyevent@3__:evicted", "session:abc", Some("abc")),
-            ("__keyevent@3__:rename_from", "session:abc", Some("abc")),
-            ("__keyevent@3__:rename_to", "session:abc", None),
-            ("__keyevent@3__:del", "sessions:abc", None),
-            ("elsewhere", "session:abc", None),
+        let names = Names { database: 3, prefix: "session:".to_owned() };
+        for (database, key, event, removed) in [
+            (3, "session:abc", "del", Some("abc")),
+            (3, "session:a:b", "expired", Some("a:b")),
+            (3, "session:abc", "evicted", Some("abc")),
+            (3, "session:abc", "rename_from", Some("abc")),
+            (3, "session:abc", "rename_to", None),
+            (3, "session:abc", "set", None),
+            (3, "session:abc", "expire", None),
+            (3, "sessions:abc", "del", None),
+            (3, "other:session:abc", "del", None),
+            (0, "session:abc", "del", None),
         ] {
-            assert_eq!(names.removed(channel, payload), removed, "{channel} {payload}");
+            assert_eq!(names.removed(database, key, event), removed, "{database} {key} {event}");
         }
     }
 }
