@@ -32,3 +32,4 @@ mod redis;
 mod security;
 mod sessions;
 mod slow;
+mod tickets;

@@ -228,7 +228,10 @@ async fn a20_sessions_in_a_redis_of_their_own() {
         }
         cookie(&replica, "c").is_refused("a session in the wrong Redis").await;
         assert!(!replica.log().contains("hush"), "{}", replica.log());
-        assert!(replica.log().contains("Redis does not let us hear"), "{}", replica.log());
+        until("the operator is told what is not allowed", PATIENCE, async || {
+            replica.log().contains("Redis does not let us hear").then_some(())
+        })
+        .await;
     }
 }
 
@@ -266,7 +269,7 @@ async fn a07_a_session_that_ends_ends_its_connections() {
     run(&redis, "DEL session:s").await;
     let end = ws.end(PATIENCE).await;
     is_session_ended(&end);
-    assert!(end.at - deleted < Duration::from_millis(2_000), "after {:?}", end.at - deleted);
+    assert!(end.at - deleted < Duration::from_secs(2), "after {:?}", end.at - deleted);
     replica.to_user("alice", "after").await;
     stays.event("after").await;
     assert!(ws.drain().iter().all(|seen| !matches!(seen, Seen::Text(_))));
