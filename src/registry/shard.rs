@@ -402,3 +402,48 @@ async fn report(shard: Weak<Shard>) {
 fn random(within: Duration) -> Duration {
     within.mul_f64(rand::rng().random())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        outbox::{Bounds, Signal},
+        telemetry::Metrics,
+    };
+
+    fn register(shard: &Rc<Shard>, session: &str) -> (Rc<Outbox>, Registration) {
+        let outbox = Outbox::new(Bounds { frames: 8, bytes: 1024 }, Rc::clone(shard.metrics()));
+        let member = Member {
+            id: ConnectionId::new(),
+            user: UserId::new("alice").unwrap(),
+            session: Some(SessionKey::of(session)),
+            made: SystemTime::now(),
+        };
+        let permit = shard.registry.admit().unwrap();
+        let registration = shard.register(member, Box::default(), Rc::clone(&outbox), permit);
+        (outbox, registration)
+    }
+
+    async fn asked_to_look(outbox: &Outbox) -> bool {
+        let signal = tokio::time::timeout(Duration::from_millis(1), outbox.signalled()).await;
+        signal.is_ok_and(|signal| signal == Signal::Recheck)
+    }
+
+    /// A handshake looks its session up, the session ends, and only then it is registered.
+    #[test]
+    fn a_session_that_ends_during_a_handshake_is_looked_at_again() {
+        actix_rt::System::new().block_on(async {
+            let registry = Registry::new(10, Metrics::new(10));
+            let shard = registry.attach();
+            let (before, _registered) = register(&shard, "s");
+            registry.recheck([SessionKey::of("s"), SessionKey::of("t")]).await;
+            let signal = tokio::time::timeout(Duration::from_secs(5), before.signalled()).await;
+            assert_eq!(signal, Ok(Signal::Recheck));
+            assert!(!asked_to_look(&before).await, "once");
+            let (late, _registered) = register(&shard, "t");
+            assert!(asked_to_look(&late).await);
+            let (other, _registered) = register(&shard, "u");
+            assert!(!asked_to_look(&other).await);
+        });
+    }
+}

@@ -330,6 +330,25 @@ async fn a07_a_session_that_is_renewed_goes_on() {
     assert_eq!(ws.markers_before("last").await, ["for-both"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a07_a_cookie_can_be_replaced_by_a_token_in_place() {
+    let redis = RedisServer::start().await;
+    let replica = spawn(looks_often(&redis).set("auth.jwt.leeway", "1s")).await;
+    set(&redis, "s", &json!({"user_id": "alice", "groups": ["old"]})).await;
+    let mut ws = cookie(&replica, "s").open().await;
+    let renew = |jwt: Jwt| json!({"type": "belfry.token", "token": jwt.sign()}).to_string();
+    ws.send(renew(Jwt::of("bob")));
+    assert_eq!(ws.word("belfry.renewal_failed", PATIENCE).await["reason"], "other_user");
+    let exp = crate::support::jwt::now() + 4;
+    ws.send(renew(Jwt::of("alice").groups(&["new"]).claim("exp", exp)));
+    assert_eq!(ws.word("belfry.renewed", PATIENCE).await["groups"], json!(["new"]));
+    // It stands on the token now: the session may go, and the token's end is its own.
+    run(&redis, "DEL session:s").await;
+    let end = ws.end(PATIENCE).await;
+    assert_eq!((end.code, end.reason.as_str()), (4401, "token_expired"), "{end:?}");
+    assert!(crate::support::jwt::now() >= exp);
+}
+
 /// How many `GET` and `HMGET` the server has carried out.
 fn gets(redis: &RedisServer) -> u64 {
     let stats = redis.cli(&["INFO", "commandstats"]);
