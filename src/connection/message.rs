@@ -1,26 +1,28 @@
 //! What a client's text message means.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 /// The types that Belfry itself understands (contract §3).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ClientMessage {
     /// `{"type":"pong"}`
     Pong,
-    /// `{"type":"belfry.token","token":"…"}`
-    Token(String),
+    /// `{"type":"belfry.token","token":"…"}`; `None` without a string there.
+    Token(Option<String>),
     /// Any other JSON object.
     Other,
     /// Not one JSON object.
     Invalid,
 }
 
+/// Members of any type: one that we do not expect is a client's own business.
 #[derive(Deserialize)]
 struct Typed {
     #[serde(rename = "type", default)]
-    kind: Option<String>,
+    kind: Value,
     #[serde(default)]
-    token: Option<String>,
+    token: Value,
 }
 
 impl ClientMessage {
@@ -30,13 +32,13 @@ impl ClientMessage {
             return Self::Invalid;
         }
         match serde_json::from_slice::<Typed>(text) {
-            Ok(Typed { kind: Some(kind), token }) => match (kind.as_str(), token) {
-                ("pong", _) => Self::Pong,
-                ("belfry.token", Some(token)) => Self::Token(token),
+            Ok(Typed { kind, token }) => match (kind.as_str(), token) {
+                (Some("pong"), _) => Self::Pong,
+                (Some("belfry.token"), Value::String(token)) => Self::Token(Some(token)),
+                (Some("belfry.token"), _) => Self::Token(None),
                 _ => Self::Other,
             },
-            Ok(_) => Self::Other,
-            // A member of another type than we expect is a client's own business.
+            // A member that stands there twice is still an object.
             Err(error) if error.is_data() && is_json(text) => Self::Other,
             Err(_) => Self::Invalid,
         }
@@ -55,9 +57,12 @@ mod tests {
     fn types() {
         for (text, expected) in [
             (r#"{"type":"pong"}"#, ClientMessage::Pong),
-            (r#"{"type":"belfry.token","token":"a.b.c"}"#, ClientMessage::Token("a.b.c".into())),
-            (r#"{"type":"belfry.token"}"#, ClientMessage::Other),
-            (r#"{"type":"belfry.token","token":7}"#, ClientMessage::Other),
+            (
+                r#"{"type":"belfry.token","token":"a.b.c"}"#,
+                ClientMessage::Token(Some("a.b.c".into())),
+            ),
+            (r#"{"type":"belfry.token"}"#, ClientMessage::Token(None)),
+            (r#"{"type":"belfry.token","token":7}"#, ClientMessage::Token(None)),
             (r#"{"type":7}"#, ClientMessage::Other),
             (r#" {"a":[1,{}]} "#, ClientMessage::Other),
             ("{}", ClientMessage::Other),

@@ -19,7 +19,7 @@ use crate::{
     frame::{self, Frame, Notice},
     net::Link,
     outbox::{Delivery, Outbox, Signal},
-    registry::Registration,
+    registry::{Permit, Registration},
     telemetry::{DropReason, Metrics},
     timer::Timer,
 };
@@ -106,6 +106,8 @@ pub struct Connection<I> {
     pub link: Link,
     /// Its place in the registry.
     pub registration: Registration,
+    /// Its place in the process, kept until the socket is gone: a drain waits for it.
+    pub permit: Permit,
     /// Its deadline.
     pub timer: Timer,
     /// Whose it is.
@@ -119,8 +121,17 @@ pub struct Connection<I> {
 impl<I: Inbound> Connection<I> {
     /// Runs it to its end.
     pub async fn run(self) {
-        let Self { mut inbound, outbox, link, registration, timer, principal, settings, hold } =
-            self;
+        let Self {
+            mut inbound,
+            outbox,
+            link,
+            registration,
+            permit,
+            timer,
+            principal,
+            settings,
+            hold,
+        } = self;
         let mut live = Live {
             session: Session::new(Instant::now(), settings.heartbeat, settings.leeway),
             outbox: Rc::clone(&outbox),
@@ -135,9 +146,10 @@ impl<I: Inbound> Connection<I> {
         let end = live.run(&mut inbound, &timer).await;
         // Out of the registry before the farewell: nothing is delivered after it.
         drop(live);
-        drop((timer, hold));
+        drop(timer);
         settings.metrics.close(end.cause());
         part(end, &mut inbound, &outbox, &link).await;
+        drop((permit, hold));
     }
 }
 
@@ -272,8 +284,9 @@ impl Live {
     fn message(&mut self, text: &[u8]) -> Next {
         match ClientMessage::parse(text) {
             ClientMessage::Pong => {}
-            ClientMessage::Token(token) => {
-                self.renew(token);
+            ClientMessage::Token(Some(token)) => self.renew(token),
+            ClientMessage::Token(None) => {
+                self.say(&Notice::RenewalFailed { reason: "invalid" }.frame());
             }
             ClientMessage::Other => self.settings.metrics.dropped(DropReason::InboundUnread, 1),
             ClientMessage::Invalid => self.settings.metrics.dropped(DropReason::InboundInvalid, 1),

@@ -48,17 +48,18 @@ pub struct State {
 
 /// Adds the routes of the internal listener.
 pub fn routes(config: &mut web::ServiceConfig) {
-    let probe = |path: &str| web::resource(path.to_owned()).default_service(web::to(wrong_method));
+    let probe =
+        |path: &str| web::resource(path.to_owned()).default_service(wrong_method("GET, HEAD"));
     config
         .service(
             web::resource("/v1/events")
                 .route(web::post().to(events::publish))
-                .default_service(web::to(wrong_method)),
+                .default_service(wrong_method("POST")),
         )
         .service(
             web::resource("/v1/tickets")
                 .route(web::post().to(tickets::sell))
-                .default_service(web::to(wrong_method)),
+                .default_service(wrong_method("POST")),
         )
         .service(probe("/livez").route(web::get().to(ops::live)).route(web::head().to(ops::live)))
         .service(

@@ -13,7 +13,11 @@ pub mod server;
 mod tickets;
 mod upgrade;
 
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{
+    HttpResponse, Route,
+    http::header::{self, HeaderValue},
+    web,
+};
 
 use problem::{Kind, Problem};
 
@@ -22,7 +26,12 @@ async fn not_found() -> HttpResponse {
     Problem::new(Kind::NotFound).response()
 }
 
-/// The answer where a route matches, but not for this method.
-async fn wrong_method(_: HttpRequest) -> HttpResponse {
-    Problem::new(Kind::Method).response()
+/// The answer where a route matches, but not for this method: 405, and which would do (RFC 9110
+/// §15.5.6).
+fn wrong_method(allowed: &'static str) -> Route {
+    web::to(move || {
+        let mut response = Problem::new(Kind::Method).response();
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+        std::future::ready(response)
+    })
 }

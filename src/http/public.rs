@@ -65,13 +65,13 @@ pub fn routes(base_path: &str, config: &mut web::ServiceConfig) {
         .service(
             web::resource(format!("{base_path}/ws/notifications"))
                 .route(web::get().to(upgrade::notifications))
-                .default_service(web::to(wrong_method)),
+                .default_service(wrong_method("GET")),
         )
         .service(
             web::resource(format!("{base_path}/ws/tickets"))
                 .route(web::post().to(tickets::buy))
                 .route(web::method(Method::OPTIONS).to(tickets::preflight))
-                .default_service(web::to(wrong_method)),
+                .default_service(wrong_method("POST, OPTIONS")),
         )
         .default_service(web::to(not_found));
 }

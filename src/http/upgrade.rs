@@ -77,12 +77,21 @@ async fn accept(
     outbox.deliver(&welcome.frame());
     let member = Member { id, user: principal.user.clone(), session: principal.session, made };
     let registration =
-        worker.shard.register(member, principal.groups.clone().into(), Rc::clone(&outbox), permit);
+        worker.shard.register(member, principal.groups.clone().into(), Rc::clone(&outbox));
     let timer = worker.wheel.timer(Rc::clone(&outbox));
     let settings = Rc::clone(&worker.settings);
     let hold = Box::new(hold);
-    let connection =
-        Connection { inbound, outbox, link, registration, timer, principal, settings, hold };
+    let connection = Connection {
+        inbound,
+        outbox,
+        link,
+        registration,
+        permit,
+        timer,
+        principal,
+        settings,
+        hold,
+    };
     actix_rt::spawn(connection.run());
     state.metrics.connect(Some(method), ConnectResult::Accepted);
     tracing::debug!(connection = %id, "connected");

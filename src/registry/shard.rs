@@ -13,7 +13,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Delivery, Interest, Permit, Registry, Shared, ToShard};
+use super::{Delivery, Interest, Registry, Shared, ToShard};
 use crate::{
     event::{Channel, ConnectionId, GapReason, Group, Order, SessionKey, UserId},
     frame::{self, Notice},
@@ -119,7 +119,6 @@ impl Shard {
         member: Member,
         groups: Box<[Group]>,
         outbox: Rc<Outbox>,
-        permit: Permit,
     ) -> Registration {
         if let Some(spread) = self.leaving.get() {
             outbox.request_leave(Instant::now() + random(spread));
@@ -146,7 +145,7 @@ impl Shard {
             self.registry.0.metrics.users(1);
         }
         self.registry.0.metrics.connections(1);
-        let registration = Registration { shard: Rc::clone(self), key, _permit: permit };
+        let registration = Registration { shard: Rc::clone(self), key };
         registration.set_groups(groups);
         registration
     }
@@ -306,7 +305,6 @@ impl Shard {
 pub struct Registration {
     shard: Rc<Shard>,
     key: usize,
-    _permit: Permit,
 }
 
 impl Registration {

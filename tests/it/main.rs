@@ -14,6 +14,7 @@
     clippy::disallowed_methods,
     clippy::let_underscore_must_use,
     clippy::string_slice,
+    clippy::unwrap_used,
     reason = "a test that fails by panicking fails well"
 )]
 
@@ -24,8 +25,10 @@ mod arrows;
 mod auth;
 mod cli;
 mod delivery;
+mod drain;
 mod http_api;
 mod liveness;
+mod logs;
 mod ops;
 mod protocol;
 mod redis;

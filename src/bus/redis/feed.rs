@@ -123,8 +123,10 @@ impl RedisFeed {
                 None
             }
             Step::Link(Change::Lost(reason)) => self.lose(reason),
+            // On a new connection: after a refusal fred's count of answers is out of step, and what
+            // Redis says to a later subscribe would be taken for something else.
             Step::TryAgain => {
-                self.subscribe();
+                self.reopen();
                 None
             }
             Step::Subscribed(Ok(())) => {
@@ -147,7 +149,7 @@ impl RedisFeed {
                     });
                     self.phase = Phase::Refused(Instant::now() + self.patience);
                     self.patience = (self.patience * 2).min(PATIENCE.1);
-                    None
+                    Some(Incoming::Lost(format!("Redis refuses the subscription: {reason}")))
                 }
                 BusError::Away(reason) => self.lose(reason),
             },
