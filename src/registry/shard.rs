@@ -417,8 +417,7 @@ mod tests {
             session: Some(SessionKey::of(session)),
             made: SystemTime::now(),
         };
-        let permit = shard.registry.admit().unwrap();
-        let registration = shard.register(member, Box::default(), Rc::clone(&outbox), permit);
+        let registration = shard.register(member, Box::default(), Rc::clone(&outbox));
         (outbox, registration)
     }
 

@@ -14,7 +14,6 @@
     clippy::disallowed_methods,
     clippy::let_underscore_must_use,
     clippy::string_slice,
-    clippy::unwrap_used,
     reason = "a test that fails by panicking fails well"
 )]
 
