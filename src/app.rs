@@ -6,14 +6,17 @@ use actix_web::web;
 use tokio::time::timeout;
 
 use crate::{
-    auth::{Authenticator, api_key::ApiKeys, origin::Origins},
+    auth::{
+        self, Authenticator, api_key::ApiKeys, groups, origin::Origins, session::Cookies,
+        ticket::Office,
+    },
     bus::{
         Feed, Publisher,
         memory::{Capacity, MemoryBus},
         redis,
         subscriber::{self, Health, Subscriber},
     },
-    config::{self, Config, Profile},
+    config::{self, Config, Method, Profile},
     gate::Gate,
     http::{
         internal, public,
@@ -23,7 +26,7 @@ use crate::{
     outbox::Bounds,
     registry::Registry,
     rotation,
-    store::{Store, memory::MemoryStore, redis::RedisStore},
+    store::{self, Store, memory::MemoryStore, redis::RedisStore, sessions::Endings},
     telemetry::Metrics,
     tls::{self, Tls},
 };
@@ -34,6 +37,9 @@ const ENVELOPE_BYTES: usize = 512 * 1024;
 const LAST_CALL: Duration = Duration::from_secs(6);
 /// How often the drain says how many are left.
 const REPORT: Duration = Duration::from_millis(500);
+
+/// Between two words of sessions that ended.
+const TOGETHER: Duration = Duration::from_millis(50);
 
 /// Why a replica cannot run, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +73,7 @@ pub async fn run(
     let vital = Vital::default();
     let registry = Registry::new(config.limits.connections, metrics.clone(), vital.clone());
     let (publisher, feed, store) = broker(&config)?;
-    let authenticator = Arc::new(Authenticator::new(&config, metrics.clone()));
+    let (authenticator, endings) = authenticator(&config, &store, &metrics)?;
     let keys = Arc::new(ApiKeys::new(config.api.keys.clone()));
 
     let public_listener = server::listen(config.public.bind, config.public.backlog)?;
@@ -82,7 +88,7 @@ pub async fn run(
         connections: config.limits.connections,
         heartbeat: config.limits.heartbeat,
         leeway: config.auth.jwt.leeway,
-        recheck: config.reserved.session_recheck,
+        recheck: config.auth.session.recheck,
         inbound: config.gate.inbound,
         tls: public_tls.clone(),
         state: Arc::new(public::State {
@@ -110,6 +116,8 @@ pub async fn run(
             publisher: Arc::clone(&publisher),
             store,
             keys: Arc::clone(&keys),
+            authenticator: Arc::clone(&authenticator),
+            groups: groups::Rule::new(&config),
             limits: config.limits.clone(),
             ready: config.ready.clone(),
             health: Arc::clone(&health),
@@ -133,6 +141,7 @@ pub async fn run(
     let mut subscriber = actix_rt::spawn(subscriber.run());
     let following = Arc::clone(&authenticator);
     let following = actix_rt::spawn(async move { following.follow().await });
+    let watch = actix_rt::spawn(watch(endings, Arc::clone(&authenticator), registry.clone()));
     let rotation = actix_rt::spawn(rotation::run(config.clone(), authenticator, keys));
 
     let listeners = [("public", addresses.0, public_tls), ("internal", addresses.1, internal_tls)];
@@ -171,6 +180,7 @@ pub async fn run(
     rotation.abort();
     certificates.abort();
     following.abort();
+    watch.abort();
     for (name, server) in [("public", public), ("internal", internal)] {
         if let Ok(Err(error)) = server.await {
             tracing::warn!(%error, name, "a server ended with an error");
@@ -193,11 +203,45 @@ fn broker(config: &Config) -> Result<Broker, StartError> {
             Ok((Arc::new(publisher), Box::new(feed), Arc::new(MemoryStore::default())))
         }
         Some(settings) => {
-            let redis =
-                redis::connect(settings).map_err(|error| StartError::Setting(error.to_string()))?;
+            let redis = redis::connect(settings)
+                .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
             let store = RedisStore::new(redis.commands, &settings.prefix);
             Ok((Arc::new(redis.publisher), Box::new(redis.feed), Arc::new(store)))
         }
+    }
+}
+
+/// Word of sessions that end; `None` where no cookie is accepted.
+type Words = Option<Box<dyn Endings>>;
+
+/// Whoever checks credentials, with the stores that it asks.
+fn authenticator(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    metrics: &Metrics,
+) -> Result<(Arc<Authenticator>, Words), StartError> {
+    let authenticator = Authenticator::new(config, metrics.clone())
+        .with_tickets(Office::new(config, Arc::clone(store)));
+    let session = &config.auth.session;
+    let wanted = config.auth.methods.contains(&Method::Cookie);
+    let Some(redis) = session.redis.as_ref().filter(|_| wanted) else {
+        return Ok((Arc::new(authenticator), None));
+    };
+    let fields = auth::session::fields(config);
+    let (sessions, endings) = store::redis::sessions::connect(redis, session, fields)
+        .map_err(|error| StartError::Setting(format!("auth.session.redis_url: {error}")))?;
+    let authenticator = authenticator.with_cookies(Cookies::new(config, Arc::new(sessions)));
+    Ok((Arc::new(authenticator), Some(Box::new(endings))))
+}
+
+/// Has the connections of sessions that end look, at once.
+async fn watch(endings: Words, authenticator: Arc<Authenticator>, registry: Registry) {
+    let Some(mut endings) = endings else { return };
+    while let Some(sessions) = endings.next().await {
+        authenticator.ended(&sessions);
+        registry.recheck(sessions).await;
+        // Many that end one after another are told together.
+        tokio::time::sleep(TOGETHER).await;
     }
 }
 

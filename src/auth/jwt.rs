@@ -351,7 +351,7 @@ fn moment(value: &Value) -> Option<SystemTime> {
 const FURTHEST: Duration = Duration::from_secs(1000 * 366 * 24 * 60 * 60);
 
 /// Whether `name` matches a pattern in which `*` stands for anything.
-fn glob(pattern: &str, name: &str) -> bool {
+pub(super) fn glob(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
     let Some(mut rest) = name.strip_prefix(first) else { return false };

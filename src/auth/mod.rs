@@ -7,23 +7,31 @@ use std::sync::Arc;
 
 use actix_http::header::{self, HeaderMap};
 use arc_swap::ArcSwap;
+use secrecy::ExposeSecret as _;
 use tokio::time::Instant;
 
 use crate::{
+    bus::BusError,
     config::{Config, Method},
-    event::Principal,
+    event::{Principal, SessionKey},
     telemetry::Metrics,
 };
 
 pub mod api_key;
+mod cookie;
 pub mod fault;
+pub mod groups;
 pub mod jwks;
 pub mod jwt;
 pub mod keys;
 pub mod origin;
+pub mod session;
+pub mod ticket;
 
 use fault::Fault;
 use jwt::Verifier;
+use session::Cookies;
+use ticket::Office;
 
 /// The subprotocol entry that carries a token.
 const TOKEN_PROTOCOL: &str = "belfry.token.";
@@ -69,13 +77,43 @@ pub enum Unauthorized {
     /// One that does not hold.
     #[error("{0}")]
     Token(#[from] Fault),
+    /// A session that does not hold.
+    #[error("{0}")]
+    Session(#[from] session::Fault),
+    /// A ticket that is none.
+    #[error("the ticket is used, over, or none of ours")]
+    Ticket,
+}
+
+impl From<session::Failure> for Denied {
+    fn from(failure: session::Failure) -> Self {
+        match failure {
+            session::Failure::Fault(fault) => Self::Unauthorized(fault.into()),
+            session::Failure::Away => Self::Away,
+        }
+    }
 }
 
 /// Checks credentials. The verifier can be replaced while it runs.
 pub struct Authenticator {
     methods: Vec<Method>,
     verifier: ArcSwap<Verifier>,
+    /// `None`: no cookie is accepted.
+    cookies: Option<Cookies>,
+    /// `None`: no ticket is.
+    office: Option<Office>,
     metrics: Metrics,
+}
+
+/// What became of the session behind an open connection.
+#[derive(Clone, Debug)]
+pub enum Rechecked {
+    /// It is there, and still the same user's.
+    Holds(Principal),
+    /// It is gone, or another user's.
+    Ended,
+    /// It could not be looked up.
+    Unknown,
 }
 
 impl Authenticator {
@@ -85,8 +123,24 @@ impl Authenticator {
         Self {
             methods: config.auth.methods.clone(),
             verifier: ArcSwap::from_pointee(Verifier::new(config)),
+            cookies: None,
+            office: None,
             metrics,
         }
+    }
+
+    /// Accepts session cookies as well, where `auth.methods` says so.
+    #[must_use]
+    pub fn with_cookies(mut self, cookies: Cookies) -> Self {
+        self.cookies = self.methods.contains(&Method::Cookie).then_some(cookies);
+        self
+    }
+
+    /// Sells and accepts tickets as well, where `auth.methods` says so.
+    #[must_use]
+    pub fn with_tickets(mut self, office: Office) -> Self {
+        self.office = self.methods.contains(&Method::Ticket).then_some(office);
+        self
     }
 
     /// Uses these settings from now on: a key was rotated. The issuers stay the same.
@@ -113,19 +167,86 @@ impl Authenticator {
         &self,
         head: Head<'_>,
     ) -> Result<(Method, Principal), (Option<Method>, Denied)> {
-        let (method, token) = match self.find(head) {
+        self.authenticate_by(head, &Method::ALL).await
+    }
+
+    /// The same, where a request may bear only some kinds of credential; others are not looked at.
+    ///
+    /// # Errors
+    /// As [`authenticate`](Self::authenticate).
+    pub async fn authenticate_by(
+        &self,
+        head: Head<'_>,
+        kinds: &[Method],
+    ) -> Result<(Method, Principal), (Option<Method>, Denied)> {
+        let (method, credential) = match self.find(head, kinds) {
             Ok(Some(found)) => found,
             Ok(None) => return Err((None, Unauthorized::Missing.into())),
             Err(method) => return Err((Some(method), Unauthorized::Ambiguous.into())),
         };
         let begun = Instant::now();
-        let verdict = self.verify(&token).await;
+        let verdict = match method {
+            Method::Subprotocol | Method::Bearer | Method::Query => {
+                self.verify(&credential).await.map_err(|fault| match fault {
+                    Fault::Away => Denied::Away,
+                    fault => Unauthorized::from(fault).into(),
+                })
+            }
+            Method::Ticket => self.redeem(&credential).await,
+            Method::Cookie if !head.origin => Err(Denied::NoOrigin),
+            Method::Cookie => self.session(&credential, true).await,
+        };
         self.metrics.auth(method, begun.elapsed());
-        match verdict {
-            Ok(principal) => Ok((method, principal)),
-            Err(Fault::Away) => Err((Some(method), Denied::Away)),
-            Err(fault) => Err((Some(method), Unauthorized::from(fault).into())),
+        verdict.map(|principal| (method, principal)).map_err(|denied| (Some(method), denied))
+    }
+
+    /// Sells a ticket that stands for `principal`. `None`: tickets are not accepted here.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn sell(&self, principal: &Principal) -> Result<Option<String>, BusError> {
+        match &self.office {
+            Some(office) => office.sell(principal).await.map(Some),
+            None => Ok(None),
         }
+    }
+
+    /// Looks the session behind an open connection up again, past every cache.
+    pub async fn recheck(&self, principal: &Principal) -> Rechecked {
+        let Some(cookie) = &principal.cookie else { return Rechecked::Unknown };
+        match self.session(cookie.expose_secret(), false).await {
+            Ok(now) if now.user == principal.user => Rechecked::Holds(now),
+            Ok(_) | Err(Denied::Unauthorized(_) | Denied::NoOrigin) => Rechecked::Ended,
+            Err(Denied::Away) => Rechecked::Unknown,
+        }
+    }
+
+    /// These sessions are gone: what is known of them is not used any more.
+    pub fn ended(&self, sessions: &[SessionKey]) {
+        if let Some(cookies) = &self.cookies {
+            cookies.forget(sessions);
+        }
+    }
+
+    async fn session(&self, id: &str, cached: bool) -> Result<Principal, Denied> {
+        let cookies = self.cookies.as_ref().ok_or(Denied::Away)?;
+        Ok(cookies.principal(id, cached).await?)
+    }
+
+    async fn redeem(&self, ticket: &str) -> Result<Principal, Denied> {
+        let office = self.office.as_ref().ok_or(Denied::Away)?;
+        let principal = match office.redeem(ticket).await {
+            Ok(Some(principal)) => principal,
+            Ok(None) => return Err(Unauthorized::Ticket.into()),
+            Err(error) => {
+                tracing::debug!(%error, "a ticket could not be looked up");
+                return Err(Denied::Away);
+            }
+        };
+        // A session may have ended since the ticket was sold.
+        let Some(cookie) = &principal.cookie else { return Ok(principal) };
+        let now = self.session(cookie.expose_secret(), true).await?;
+        if now.user == principal.user { Ok(now) } else { Err(Unauthorized::Ticket.into()) }
     }
 
     /// Checks a token without a request: a renewal.
@@ -136,12 +257,18 @@ impl Authenticator {
         self.verifier().verify(token).await
     }
 
-    fn find(&self, head: Head<'_>) -> Result<Option<(Method, String)>, Method> {
-        for method in Method::ALL.into_iter().filter(|method| self.methods.contains(method)) {
+    fn find(&self, head: Head<'_>, kinds: &[Method]) -> Result<Option<(Method, String)>, Method> {
+        let asked = |method: &Method| self.methods.contains(method) && kinds.contains(method);
+        for method in Method::ALL.into_iter().filter(asked) {
             let mut found = match method {
                 Method::Subprotocol => subprotocol(head.headers),
                 Method::Bearer => bearer(head.headers),
-                Method::Query => query(head.query),
+                Method::Ticket => query(head.query, "ticket"),
+                Method::Query => query(head.query, "token"),
+                Method::Cookie => match &self.cookies {
+                    Some(cookies) => cookie::values(head.headers, cookies.name()),
+                    None => Vec::new(),
+                },
             };
             match (found.pop(), found.is_empty()) {
                 (None, _) => {}
@@ -180,10 +307,10 @@ pub fn bearer_token(value: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-fn query(query: &str) -> Vec<String> {
+fn query(query: &str, wanted: &str) -> Vec<String> {
     form_urlencoded::parse(query.as_bytes())
-        .filter(|(name, _)| name == "token")
-        .map(|(_, token)| token.into_owned())
+        .filter(|(name, _)| name == wanted)
+        .map(|(_, value)| value.into_owned())
         .collect()
 }
 
@@ -209,7 +336,7 @@ mod tests {
         ]);
         assert_eq!(subprotocol(&h), ["a.b.c"]);
         assert_eq!(bearer(&h), ["d.e.f"]);
-        assert_eq!(query("x=1&token=g%2Eh.i&y"), ["g.h.i"]);
+        assert_eq!(query("x=1&token=g%2Eh.i&ticket=t&y", "token"), ["g.h.i"]);
     }
 
     #[test]
@@ -219,7 +346,7 @@ mod tests {
             (header::SEC_WEBSOCKET_PROTOCOL, "belfry.token.b"),
         ]);
         assert_eq!(subprotocol(&h).len(), 2);
-        assert_eq!(query("token=a&token=b").len(), 2);
+        assert_eq!(query("token=a&token=b", "token").len(), 2);
     }
 
     #[test]

@@ -23,8 +23,13 @@ const PRODUCTION_TOML: &str = include_str!("../../config/production.toml");
 
 /// The keys whose values are secret, or tell of secrets. Each has a twin `…_file` that names a
 /// file with the value.
-pub const SECRETS: [&str; 4] =
-    ["redis.url", "auth.jwt.secret", "auth.jwt.secret_previous", "api.keys"];
+pub const SECRETS: [&str; 5] = [
+    "redis.url",
+    "auth.session.redis_url",
+    "auth.jwt.secret",
+    "auth.jwt.secret_previous",
+    "api.keys",
+];
 
 /// Everything that a configuration is made from. Tests build it by hand; a process calls
 /// [`Sources::from_process`].

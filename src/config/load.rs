@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::{
     Api, ApiKey, Auth, Config, Drain, Faults, Internal, Jwks, Limits, Log, LogFormat, Method,
-    Profile, Public, Ready, Redis, Reject, Reserved, Scope, Sources,
+    Profile, Public, Ready, Redis, Reject, Reserved, Scope, Session, SessionFormat, Sources,
     fault::Problem,
     gate, layers,
     reader::{Reader, quoted, quoted_list},
@@ -50,12 +50,14 @@ pub fn load_with_origins(sources: &Sources) -> Result<Loaded, Faults> {
     };
     let values = layers::merge(sources, profile, &mut faults);
     let mut reader = Reader::new(values, faults);
+    let (public, internal) = (public(&mut reader), internal(&mut reader));
+    let (redis, has_redis) = redis(&mut reader);
     let config = Config {
         profile,
-        public: public(&mut reader),
-        internal: internal(&mut reader),
-        redis: redis(&mut reader),
-        auth: auth(&mut reader, profile),
+        public,
+        internal,
+        auth: auth(&mut reader, profile, &redis, has_redis),
+        redis: has_redis.then_some(redis),
         api: api(&mut reader, profile),
         limits: limits(&mut reader),
         ready: Ready { redis_grace: reader.duration("ready.redis_grace", ZERO..=HOUR) },
@@ -128,18 +130,25 @@ fn workers(reader: &mut Reader, key: &str) -> usize {
     cores
 }
 
-fn redis(reader: &mut Reader) -> Option<Redis> {
-    let url = secret(reader, "redis.url").map(|(url, _)| url);
+/// The URL of a Redis, where one is set.
+fn redis_url(reader: &mut Reader, key: &str) -> Option<String> {
+    let url = secret(reader, key).map(|(url, _)| url);
     let shown = match url.as_deref().map(rules::redis_url) {
         None => String::new(),
         Some(Ok(parts)) => parts.redacted(),
         Some(Err(problem)) => {
-            reader.fault("redis.url", problem);
+            reader.fault(key, problem);
             String::new()
         }
     };
-    reader.note("redis.url", quoted(&shown));
-    note_file(reader, "redis.url_file");
+    reader.note(key, quoted(&shown));
+    note_file(reader, &format!("{key}_file"));
+    url
+}
+
+/// The section, and whether it names a Redis at all.
+fn redis(reader: &mut Reader) -> (Redis, bool) {
+    let url = redis_url(reader, "redis.url");
     let redis = Redis {
         url: SecretString::from(url.clone().unwrap_or_default()),
         prefix: reader.string("redis.prefix", rules::redis_prefix),
@@ -151,10 +160,10 @@ fn redis(reader: &mut Reader) -> Option<Redis> {
         probe_interval: reader.duration("redis.probe_interval", MIN_WAIT..=MINUTE),
         probe_timeout: reader.duration("redis.probe_timeout", MIN_WAIT..=MINUTE),
     };
-    url.map(|_| redis)
+    (redis, url.is_some())
 }
 
-fn auth(reader: &mut Reader, profile: Profile) -> Auth {
+fn auth(reader: &mut Reader, profile: Profile, redis: &Redis, has_redis: bool) -> Auth {
     let method = |text: &str| {
         Method::ALL.into_iter().find(|method| method.label() == text).ok_or_else(|| {
             let names = Method::ALL.map(Method::label);
@@ -180,12 +189,54 @@ fn auth(reader: &mut Reader, profile: Profile) -> Auth {
             floor: reader.duration("auth.jwks.floor", Duration::from_millis(100)..=HOUR),
             timeout: reader.duration("auth.jwks.timeout", MIN_WAIT..=MINUTE),
         },
+        session: session(reader, redis, has_redis),
     };
     jwt::some_key(reader, profile, &auth);
     if auth.methods.is_empty() {
         needs_one(reader, "auth.methods", "so nobody could connect", "subprotocol");
     }
+    // All kinds are the default; only who asks for cookies by name has to say where sessions are.
+    let asked = reader.origin("auth.methods") != "default";
+    let sessions = auth.session.redis.is_some();
+    if asked && auth.methods.contains(&Method::Cookie) && !sessions && reader.is_good("redis.url") {
+        let what = "names cookie, and there is no Redis to look sessions up in";
+        let advice = "set auth.session.redis_url or redis.url, or leave cookie out";
+        reader.fault("auth.methods", Problem::new(what, advice));
+    }
     auth
+}
+
+fn session(reader: &mut Reader, redis: &Redis, has_redis: bool) -> Session {
+    const FORMATS: [(&str, SessionFormat); 3] = [
+        ("auto", SessionFormat::Auto),
+        ("json", SessionFormat::Json),
+        ("hash", SessionFormat::Hash),
+    ];
+    let optional = |text: String| if text.is_empty() { None } else { Some(text) };
+    let own = redis_url(reader, "auth.session.redis_url");
+    let session = Session {
+        redis: match &own {
+            Some(url) => Some(Redis { url: SecretString::from(url.clone()), ..redis.clone() }),
+            None => has_redis.then(|| redis.clone()),
+        },
+        cookie: reader.string("auth.session.cookie", rules::cookie_name),
+        key_prefix: reader.string("auth.session.key_prefix", rules::redis_prefix),
+        format: reader.choice("auth.session.format", &FORMATS, SessionFormat::Auto),
+        user_field: reader.string("auth.session.user_field", rules::field),
+        groups_field: optional(reader.string("auth.session.groups_field", rules::optional_field)),
+        issued_field: optional(reader.string("auth.session.issued_field", rules::optional_field)),
+        recheck: reader.duration("auth.session.recheck", Duration::from_millis(100)..=DAY),
+    };
+    // On one Redis a session's key must not be one of ours: whoever sends a cookie chooses what
+    // is read.
+    let (ours, theirs) = (&redis.prefix, &session.key_prefix);
+    let overlap = theirs.starts_with(ours.as_str()) || ours.starts_with(theirs.as_str());
+    let keys = ["auth.session.key_prefix", "redis.prefix"];
+    if own.is_none() && has_redis && overlap && keys.iter().all(|key| reader.is_good(key)) {
+        let what = format!("{theirs:?} overlaps with redis.prefix");
+        reader.fault(keys[0], Problem::new(what, "give one of them another beginning"));
+    }
+    session
 }
 
 fn needs_one(reader: &mut Reader, key: &str, consequence: &str, example: &str) {
@@ -257,7 +308,6 @@ fn reserved(reader: &mut Reader) -> Reserved {
     Reserved {
         history_events: reader.count("history.events", 0..=100_000),
         history_ttl: reader.duration("history.ttl", Duration::from_secs(1)..=30 * DAY),
-        session_recheck: reader.duration("auth.session.recheck", Duration::from_millis(100)..=DAY),
         connections_per_user: reader.count("limits.connections_per_user", 0..=1_000_000),
     }
 }

@@ -127,6 +127,8 @@ pub struct Auth {
     pub issuers: Vec<Issuer>,
     /// How key sets are fetched, for all issuers.
     pub jwks: Jwks,
+    /// Session cookies.
+    pub session: Session,
 }
 
 /// A kind of credential, in the order in which they are looked for (contract §2).
@@ -136,13 +138,18 @@ pub enum Method {
     Subprotocol,
     /// `Authorization: Bearer <JWT>`
     Bearer,
+    /// `?ticket=<ticket>`
+    Ticket,
     /// `?token=<JWT>`
     Query,
+    /// The session cookie, `auth.session.cookie`
+    Cookie,
 }
 
 impl Method {
     /// Every kind that this version knows.
-    pub const ALL: [Self; 3] = [Self::Subprotocol, Self::Bearer, Self::Query];
+    pub const ALL: [Self; 5] =
+        [Self::Subprotocol, Self::Bearer, Self::Ticket, Self::Query, Self::Cookie];
 
     /// Whether it is a JSON Web Token.
     #[must_use]
@@ -156,7 +163,9 @@ impl Method {
         match self {
             Self::Subprotocol => "subprotocol",
             Self::Bearer => "bearer",
+            Self::Ticket => "ticket",
             Self::Query => "query",
+            Self::Cookie => "cookie",
         }
     }
 }
@@ -234,6 +243,39 @@ pub struct Jwks {
     pub floor: Duration,
     /// Longest wait for an answer.
     pub timeout: Duration,
+}
+
+/// `[auth.session]`
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The Redis that holds the sessions: one of their own, or that of `[redis]`. `None`: there
+    /// is neither, and no cookie is accepted.
+    pub redis: Option<Redis>,
+    /// Name of the cookie that bears a session's id.
+    pub cookie: String,
+    /// Goes before the id and makes the key; never empty.
+    pub key_prefix: String,
+    /// How a session is kept.
+    pub format: SessionFormat,
+    /// Where the user's id stands: a name, or a JSON Pointer (RFC 6901).
+    pub user_field: String,
+    /// Where the groups stand, likewise; `None`: sessions have none.
+    pub groups_field: Option<String>,
+    /// Where the time of the login stands (seconds since 1970), likewise; `None`: nowhere.
+    pub issued_field: Option<String>,
+    /// How often the session of an open connection is looked up again.
+    pub recheck: Duration,
+}
+
+/// `auth.session.format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionFormat {
+    /// Whatever the key holds.
+    Auto,
+    /// A string that is a JSON object.
+    Json,
+    /// A hash.
+    Hash,
 }
 
 /// `[api]`
@@ -357,8 +399,6 @@ pub struct Reserved {
     pub history_events: usize,
     /// `history.ttl`: how long to keep them.
     pub history_ttl: Duration,
-    /// `auth.session.recheck`: time between two looks at a session.
-    pub session_recheck: Duration,
     /// `limits.connections_per_user`: connections of one user; 0 means no limit of its own.
     pub connections_per_user: usize,
 }

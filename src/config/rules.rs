@@ -239,6 +239,36 @@ pub fn claim(text: &str) -> Result<(), Problem> {
     Ok(())
 }
 
+/// `auth.session.cookie`: a token of RFC 6265 §4.1.1.
+pub fn cookie_name(text: &str) -> Result<(), Problem> {
+    let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    if text.is_empty() || !text.chars().all(token) {
+        return Err(Problem::new(
+            format!("{text:?} is no name of a cookie"),
+            "write letters, digits and - _ . such as session_id or __Host-session",
+        ));
+    }
+    Ok(())
+}
+
+/// A field of a session: a name, or a JSON Pointer (RFC 6901), which begins with a slash.
+pub fn field(text: &str) -> Result<(), Problem> {
+    let advice = "write a name such as user_id, or a JSON Pointer such as /user/id";
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(Problem::new("names no field", advice));
+    }
+    let mut escapes = text.split('~').skip(1);
+    if text == "/" || text.starts_with('/') && !escapes.all(|e| e.starts_with(['0', '1'])) {
+        return Err(Problem::new(format!("{text:?} is no JSON Pointer"), advice));
+    }
+    Ok(())
+}
+
+/// The same, or nothing.
+pub fn optional_field(text: &str) -> Result<(), Problem> {
+    if text.is_empty() { Ok(()) } else { field(text) }
+}
+
 /// `log.level`
 pub fn log_level(text: &str) -> Result<(), Problem> {
     let advice = "write error, warn, info, debug, trace, or a list such as info,belfry=debug";

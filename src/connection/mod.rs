@@ -146,6 +146,7 @@ impl<I: Inbound> Connection<I> {
             settings: Rc::clone(&settings),
             pending: None,
             flood: Flood::new(settings.inbound),
+            look_again: false,
         };
         live.plan_recheck();
         live.session.expires(moment(live.principal.expires));
@@ -196,6 +197,8 @@ struct Live {
     /// A question about the credential that is under way; there is one at a time.
     pending: Option<LocalBoxFuture<'static, Answer>>,
     flood: Flood,
+    /// Look the session up once that is answered: it was asked before the reason to look.
+    look_again: bool,
 }
 
 /// The answer to a question about the credential.
@@ -309,9 +312,10 @@ impl Live {
         self.pending = Some(Box::pin(async move { Answer::Renewed(renewal.await) }));
     }
 
-    /// A question that is under way already will do: the next look is planned when it is answered.
     fn recheck(&mut self) {
-        if self.pending.is_none() && self.principal.cookie.is_some() {
+        if self.pending.is_some() {
+            self.look_again = true;
+        } else if self.principal.cookie.is_some() {
             let look = self.settings.credentials.recheck(&self.principal);
             self.pending = Some(Box::pin(async move { Answer::Rechecked(look.await) }));
         }
@@ -346,6 +350,9 @@ impl Live {
             }
         }
         self.plan_recheck();
+        if std::mem::take(&mut self.look_again) {
+            self.recheck();
+        }
         Next::Settle
     }
 

@@ -13,10 +13,14 @@ use actix_web::{
 use super::{
     events, not_found, ops,
     problem::{Kind, Problem},
-    wrong_method,
+    tickets, wrong_method,
 };
 use crate::{
-    auth::api_key::{ApiKeys, Caller},
+    auth::{
+        Authenticator,
+        api_key::{ApiKeys, Caller},
+        groups,
+    },
     bus::{Publisher, subscriber::Health},
     config::{Limits, Ready, Scope},
     lifecycle::Lifecycle,
@@ -32,6 +36,10 @@ pub struct State {
     pub store: Arc<dyn Store>,
     /// Who may call.
     pub keys: Arc<ApiKeys>,
+    /// Who sells tickets.
+    pub authenticator: Arc<Authenticator>,
+    /// Which groups a ticket may name.
+    pub groups: groups::Rule,
     /// Bounds of a request.
     pub limits: Limits,
     /// When this replica counts as ready.
@@ -52,6 +60,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/v1/events")
                 .route(web::post().to(events::publish))
+                .default_service(wrong_method("POST")),
+        )
+        .service(
+            web::resource("/v1/tickets")
+                .route(web::post().to(tickets::sell))
                 .default_service(wrong_method("POST")),
         )
         .service(probe("/livez").route(web::get().to(ops::live)).route(web::head().to(ops::live)))

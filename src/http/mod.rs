@@ -2,6 +2,7 @@
 
 mod admission;
 pub mod body;
+mod cors;
 pub mod events;
 pub mod internal;
 pub mod ops;
@@ -9,6 +10,7 @@ pub mod problem;
 pub mod public;
 mod request;
 pub mod server;
+mod tickets;
 mod upgrade;
 
 use actix_web::{

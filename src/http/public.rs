@@ -2,9 +2,9 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use actix_web::web;
+use actix_web::{http::Method, web};
 
-use super::{not_found, upgrade, wrong_method};
+use super::{not_found, tickets, upgrade, wrong_method};
 use crate::{
     auth::{Authenticator, origin::Origins},
     bus::subscriber::Health,
@@ -66,6 +66,12 @@ pub fn routes(base_path: &str, config: &mut web::ServiceConfig) {
             web::resource(format!("{base_path}/ws/notifications"))
                 .route(web::get().to(upgrade::notifications))
                 .default_service(wrong_method("GET")),
+        )
+        .service(
+            web::resource(format!("{base_path}/ws/tickets"))
+                .route(web::post().to(tickets::buy))
+                .route(web::method(Method::OPTIONS).to(tickets::preflight))
+                .default_service(wrong_method("POST, OPTIONS")),
         )
         .default_service(web::to(not_found));
 }

@@ -12,6 +12,8 @@ use crate::{
     telemetry::Target,
 };
 
+pub(super) mod ticket;
+
 /// Users that one request may name, as recipients or as exceptions.
 const USERS: usize = 1000;
 /// Nesting that `data` may have (contract §5).

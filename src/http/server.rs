@@ -35,7 +35,7 @@ use socket2::{Domain, Protocol as SocketProtocol, Socket as RawSocket, Type};
 
 use super::{internal, public};
 use crate::{
-    auth::Authenticator,
+    auth::{Authenticator, Rechecked},
     config::gate::Inbound,
     connection::{Allowance, Credentials, Settings, Standing},
     event::Principal,
@@ -190,8 +190,15 @@ impl Credentials for Open {
         Box::pin(async move { authenticator.verify(&token).await.map_err(|fault| fault.label()) })
     }
 
-    fn recheck(&self, _principal: &Principal) -> LocalBoxFuture<'static, Standing> {
-        Box::pin(std::future::ready(Standing::Unknown))
+    fn recheck(&self, principal: &Principal) -> LocalBoxFuture<'static, Standing> {
+        let (authenticator, principal) = (Arc::clone(&self.0), principal.clone());
+        Box::pin(async move {
+            match authenticator.recheck(&principal).await {
+                Rechecked::Holds(now) => Standing::Holds(Box::new(now)),
+                Rechecked::Ended => Standing::Ended,
+                Rechecked::Unknown => Standing::Unknown,
+            }
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! the handle that the rest of the process holds.
 
 use std::{
+    collections::HashSet,
     rc::Rc,
     sync::{
         Arc,
@@ -65,7 +66,7 @@ enum ToShard {
         closed: mpsc::Sender<usize>,
     },
     /// Look these sessions up again: their keys are gone.
-    Recheck(SessionKey),
+    Recheck(Arc<HashSet<SessionKey>>),
     /// Close every connection, each at its own moment within this time.
     Leave(Duration),
 }
@@ -190,10 +191,15 @@ impl Registry {
         sum
     }
 
-    /// Has the connections of a session look it up: its key is gone from the sessions' store.
-    pub fn recheck(&self, session: SessionKey) {
-        for shard in self.0.shards.load().iter() {
-            self.send(shard, ToShard::Recheck(session), 0);
+    /// Has the connections of these sessions look them up: their keys are gone from the sessions'
+    /// store. Waits where workers are busy, so that a mass of endings crowds out no events.
+    pub async fn recheck(&self, sessions: impl IntoIterator<Item = SessionKey>) {
+        let sessions: Arc<HashSet<SessionKey>> = Arc::new(sessions.into_iter().collect());
+        let shards = self.0.shards.load_full();
+        for shard in shards.iter() {
+            if shard.mailbox.send(ToShard::Recheck(Arc::clone(&sessions))).await.is_err() {
+                tracing::debug!("a worker has ended before it heard of sessions that did");
+            }
         }
     }
 

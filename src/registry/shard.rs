@@ -41,6 +41,11 @@ const REMEMBER: Duration = Duration::from_secs(60);
 /// So many orders are remembered at most; the oldest goes.
 const ORDERS: usize = 1024;
 
+/// Sessions that ended are remembered this long for handshakes that had looked them up before.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// So many batches of them at most; the oldest goes.
+const ENDINGS: usize = 64;
+
 type Keys = SmallVec<[usize; 2]>;
 
 /// What the registry knows of a connection.
@@ -65,6 +70,7 @@ pub struct Shard {
     leaving: Cell<Option<Duration>>,
     orders: RefCell<VecDeque<(Instant, Arc<Order>)>>,
     resync: Cell<Resync>,
+    ended: RefCell<VecDeque<(Instant, Arc<HashSet<SessionKey>>)>>,
     slow: Throttle,
 }
 
@@ -106,6 +112,7 @@ impl Shard {
             leaving: Cell::new(None),
             orders: RefCell::default(),
             resync: Cell::new(Resync::Idle),
+            ended: RefCell::default(),
             slow: Throttle::default(),
         });
         let guard = shard.registry.vital("mailbox of a worker");
@@ -137,6 +144,11 @@ impl Shard {
             {
                 outbox.request_close(order.cause);
             }
+        }
+        if let Some(session) = &member.session
+            && self.ended.borrow().iter().any(|(_, ended)| ended.contains(session))
+        {
+            outbox.request_recheck();
         }
         let user = member.user.clone();
         let interest = self.registry.slot(&Channel::User(user.clone()));
@@ -180,7 +192,7 @@ impl Shard {
                     tracing::debug!(count, "nobody waits for the outcome of an order");
                 }
             }
-            ToShard::Recheck(session) => self.recheck(session),
+            ToShard::Recheck(sessions) => self.recheck(sessions),
             ToShard::Resync(reason) => resync(self, reason),
             ToShard::Leave(spread) => self.leave(spread),
         }
@@ -255,12 +267,19 @@ impl Shard {
         count
     }
 
-    fn recheck(&self, session: SessionKey) {
+    fn recheck(&self, sessions: Arc<HashSet<SessionKey>>) {
         for (_, entry) in &self.state.borrow().connections {
-            if entry.member.session == Some(session) {
+            if entry.member.session.is_some_and(|session| sessions.contains(&session)) {
                 entry.outbox.request_recheck();
             }
         }
+        let mut ended = self.ended.borrow_mut();
+        while ended.front().is_some_and(|(at, _)| at.elapsed() > HANDSHAKE)
+            || ended.len() >= ENDINGS
+        {
+            ended.pop_front();
+        }
+        ended.push_back((Instant::now(), sessions));
     }
 
     /// Evenly spaced moments in a random order: no second has more than its share of closes.
@@ -511,5 +530,40 @@ mod tests {
         }
         tokio::time::sleep(RESYNC_SPREAD * 3).await;
         assert!((1..=2).contains(&read_frames.get()), "{} times", read_frames.get());
+    }
+
+    fn register(shard: &Rc<Shard>, session: &str) -> (Rc<Outbox>, Registration) {
+        let outbox = Outbox::new(Bounds { frames: 8, bytes: 1024 }, Rc::clone(shard.metrics()));
+        let member = Member {
+            id: ConnectionId::new(),
+            user: UserId::new("alice").unwrap(),
+            session: Some(SessionKey::of(session)),
+            made: SystemTime::now(),
+        };
+        let registration = shard.register(member, Box::default(), Rc::clone(&outbox));
+        (outbox, registration)
+    }
+
+    async fn asked_to_look(outbox: &Outbox) -> bool {
+        let signal = tokio::time::timeout(Duration::from_millis(1), outbox.signalled()).await;
+        signal.is_ok_and(|signal| signal == Signal::Recheck)
+    }
+
+    /// A handshake looks its session up, the session ends, and only then it is registered.
+    #[test]
+    fn a_session_that_ends_during_a_handshake_is_looked_at_again() {
+        actix_rt::System::new().block_on(async {
+            let registry = Registry::new(10, Metrics::new(10), Vital::default());
+            let shard = registry.attach();
+            let (before, _registered) = register(&shard, "s");
+            registry.recheck([SessionKey::of("s"), SessionKey::of("t")]).await;
+            let signal = tokio::time::timeout(Duration::from_secs(5), before.signalled()).await;
+            assert_eq!(signal, Ok(Signal::Recheck));
+            assert!(!asked_to_look(&before).await, "once");
+            let (late, _registered) = register(&shard, "t");
+            assert!(asked_to_look(&late).await);
+            let (other, _registered) = register(&shard, "u");
+            assert!(!asked_to_look(&other).await);
+        });
     }
 }

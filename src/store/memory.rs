@@ -9,7 +9,10 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt};
 use tokio::time::Instant;
 
-use super::{Claim, IDEMPOTENCY_TTL, Store};
+use super::{
+    Claim, IDEMPOTENCY_TTL, Store,
+    tickets::{MemoryTickets, Tickets},
+};
 use crate::bus::BusError;
 
 /// How much is remembered. Above it new keys are refused until old ones expire.
@@ -33,6 +36,7 @@ pub struct MemoryStore {
     bounds: Bounds,
     // Held for a lookup, never across an await.
     state: Mutex<State>,
+    tickets: MemoryTickets,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +94,7 @@ impl State {
 impl MemoryStore {
     /// Remembers at most this much.
     pub fn new(bounds: Bounds) -> Self {
-        Self { bounds, state: Mutex::default() }
+        Self { bounds, ..Self::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -164,6 +168,20 @@ impl Store for MemoryStore {
             Ok(())
         }
         .boxed()
+    }
+}
+
+impl Tickets for MemoryStore {
+    fn put_ticket<'a>(
+        &'a self,
+        name: &'a str,
+        value: String,
+    ) -> BoxFuture<'a, Result<(), BusError>> {
+        self.tickets.put_ticket(name, value)
+    }
+
+    fn take_ticket<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<String>, BusError>> {
+        self.tickets.take_ticket(name)
     }
 }
 

@@ -1,7 +1,8 @@
-//! What replicas remember together, beside the events: for now, idempotency keys.
+//! What replicas remember together, beside the events: idempotency keys and [`tickets`]. The
+//! [`sessions`] of a back end are only read, possibly from another Redis.
 //!
-//! One trait, in memory and on Redis, and one suite of tests for both. Presence, limits, tickets,
-//! revocations and sessions join it when the capabilities that need them do.
+//! One trait, in memory and on Redis, and one suite of tests for both. Presence, limits and
+//! revocations join it when the capabilities that need them do.
 
 use std::time::Duration;
 
@@ -11,6 +12,10 @@ use crate::bus::BusError;
 
 pub mod memory;
 pub mod redis;
+pub mod sessions;
+pub mod tickets;
+
+use tickets::Tickets;
 
 /// How long a publisher may repeat a request and have it done once (contract §5).
 pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(300);
@@ -32,7 +37,7 @@ pub enum Claim {
 }
 
 /// Shared memory of the replicas. Every method resolves within the command timeout.
-pub trait Store: Send + Sync {
+pub trait Store: Tickets + Send + Sync {
     /// Claims `key` for a request with this fingerprint, for [`IDEMPOTENCY_TTL`]. A claim that is
     /// neither settled nor released ends by itself after `pending` (the publisher died).
     ///

@@ -9,6 +9,9 @@ use futures_util::future::{BoxFuture, FutureExt};
 use super::{Claim, IDEMPOTENCY_TTL, Store};
 use crate::bus::{BusError, redis::commands::Commands};
 
+pub mod sessions;
+mod tickets;
+
 /// What the key holds, or nothing after having set it. `SET … NX GET` says the same, but only
 /// from Redis 7 on.
 const CLAIM: &str = "local held = redis.call('GET', KEYS[1])
@@ -26,13 +29,18 @@ return false";
 pub struct RedisStore {
     commands: Arc<Commands>,
     prefix: String,
+    tickets: String,
 }
 
 impl RedisStore {
     /// A store that shares this connection, with keys under `prefix`.
     #[must_use]
     pub(crate) fn new(commands: Arc<Commands>, prefix: &str) -> Self {
-        Self { commands, prefix: format!("{prefix}idempotency:") }
+        Self {
+            commands,
+            prefix: format!("{prefix}idempotency:"),
+            tickets: format!("{prefix}ticket:"),
+        }
     }
 
     async fn eval(

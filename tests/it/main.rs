@@ -8,12 +8,12 @@
 #![allow(
     clippy::expect_used,
     clippy::panic,
+    clippy::unwrap_used,
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::disallowed_methods,
     clippy::let_underscore_must_use,
     clippy::string_slice,
-    clippy::unwrap_used,
     reason = "a test that fails by panicking fails well"
 )]
 
@@ -34,5 +34,7 @@ mod ops;
 mod protocol;
 mod redis;
 mod security;
+mod sessions;
 mod slow;
+mod tickets;
 mod tls;

@@ -1,4 +1,5 @@
-//! The connection for commands, shared by the publisher and the store, and its circuit breaker.
+//! A connection for commands, and its circuit breaker. The publisher and the store share one;
+//! looking sessions up has its own, which may go to another server.
 //!
 //! While the server is away, every command is refused at once and nothing is queued: an outage
 //! costs no memory, and what was refused is not delivered later by surprise. The breaker opens
@@ -58,8 +59,27 @@ struct Shared {
     permits: Semaphore,
     inflight: u32,
     timeout: Duration,
-    /// A key that never exists: deleting it is a write that stores nothing.
-    check_key: String,
+    role: Role,
+    check: Check,
+}
+
+/// How a connection proves that it is of use.
+#[derive(Debug)]
+pub(super) enum Check {
+    /// The server takes writes: it is a master. The key never exists, and deleting it is a write
+    /// that stores nothing.
+    Write(String),
+    /// The server answers; for connections that only read, which any replica will do for.
+    Answer,
+}
+
+impl Check {
+    async fn run(&self, client: WithOptions<Client>) -> Result<(), Error> {
+        match self {
+            Self::Write(key) => client.del::<(), _>(key).await,
+            Self::Answer => client.ping::<()>(None).await,
+        }
+    }
 }
 
 struct Current {
@@ -83,8 +103,13 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Commands {
-    pub(super) fn start(settings: Arc<LinkSettings>, inflight: usize, prefix: &str) -> Self {
-        let (link, _) = Link::open(&settings, Role::Publisher);
+    pub(super) fn start(
+        settings: Arc<LinkSettings>,
+        inflight: usize,
+        role: Role,
+        check: Check,
+    ) -> Self {
+        let (link, _) = Link::open(&settings, role);
         let inflight = u32::try_from(inflight.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
         let shared = Arc::new(Shared {
             current: ArcSwap::from_pointee(Current { client: link.client.clone(), number: 1 }),
@@ -94,7 +119,8 @@ impl Commands {
             permits: Semaphore::new(inflight as usize),
             inflight,
             timeout: settings.command_timeout,
-            check_key: format!("{prefix}probe"),
+            role,
+            check,
         });
         let supervisor = tokio::spawn(supervise(Arc::clone(&shared), settings, link));
         Self { shared, supervisor }
@@ -161,8 +187,8 @@ impl Turn<'_> {
     /// Proves that the server takes writes, so that a replica on which `PUBLISH` succeeds and
     /// reaches nobody is not taken for the master.
     pub(crate) async fn check(&self) -> Result<(), BusError> {
-        let key = &self.commands.shared.check_key;
-        match self.run(|client| async move { client.del::<(), _>(key).await }).await {
+        let check = &self.commands.shared.check;
+        match self.run(|client| check.run(client)).await {
             Err(BusError::Refused(reason)) if !is_unfit(&reason) => Ok(()),
             result => result,
         }
@@ -235,10 +261,11 @@ async fn supervise(shared: Arc<Shared>, settings: Arc<LinkSettings>, mut link: L
         let reason = live(&shared, &mut link, number, &mut quiet).await;
         shared.up.set(None);
         quiet.warn(|again| {
-            tracing::warn!(role = "publisher", %reason, again, "the Redis connection is given up");
+            let role = shared.role.label();
+            tracing::warn!(role, %reason, again, "the Redis connection is given up");
         });
         drop(link);
-        (link, _) = Link::open(&settings, Role::Publisher);
+        (link, _) = Link::open(&settings, shared.role);
         number += 1;
         shared.current.store(Arc::new(Current { client: link.client.clone(), number }));
     }
@@ -246,21 +273,24 @@ async fn supervise(shared: Arc<Shared>, settings: Arc<LinkSettings>, mut link: L
 
 /// From connecting to the end of one connection; the result says why.
 async fn live(shared: &Shared, link: &mut Link, number: u64, quiet: &mut Quiet) -> String {
+    let role = shared.role.label();
     loop {
         match link.change().await {
             Change::Connected => break,
             Change::Failed(reason) => quiet.warn(|again| {
-                tracing::warn!(role = "publisher", %reason, again, "cannot connect to Redis");
+                tracing::warn!(role, %reason, again, "cannot connect to Redis");
             }),
             Change::Lost(reason) => return reason,
         }
     }
     // fred reports a connection just before it counts it as connected, hence not `fail_fast`.
     let client = link.client.with_options(&options(shared.timeout, false));
-    match client.del::<(), _>(&shared.check_key).await.map_err(|error| classify(&error)) {
+    match shared.check.run(client).await.map_err(|error| classify(&error)) {
         Ok(()) => {}
         Err(BusError::Refused(reason)) if !is_unfit(&reason) => {
-            tracing::warn!(%reason, "Redis refuses DEL: a read-only replica cannot be told from a master");
+            if matches!(shared.check, Check::Write(_)) {
+                tracing::warn!(%reason, "Redis refuses DEL: a read-only replica cannot be told from a master");
+            }
         }
         Err(BusError::Away(reason)) => return reason,
         Err(BusError::Refused(reason)) => {
@@ -270,8 +300,8 @@ async fn live(shared: &Shared, link: &mut Link, number: u64, quiet: &mut Quiet) 
     }
     shared.up.set(Some(number));
     quiet.reset();
-    tracing::info!(role = "publisher", "connected to Redis");
-    introduce(&link.client, Role::Publisher).await;
+    tracing::info!(role, "connected to Redis");
+    introduce(&link.client, shared.role).await;
     loop {
         tokio::select! {
             change = link.change() => match change {

@@ -37,6 +37,10 @@ pub(super) enum Role {
     Publisher,
     /// The subscription, and nothing else.
     Subscriber,
+    /// Looking sessions up, possibly on another server.
+    Sessions,
+    /// Word of sessions' keys that go.
+    SessionEvents,
 }
 
 impl Role {
@@ -44,6 +48,8 @@ impl Role {
         match self {
             Self::Publisher => "publisher",
             Self::Subscriber => "subscriber",
+            Self::Sessions => "sessions",
+            Self::SessionEvents => "session-events",
         }
     }
 
@@ -55,8 +61,10 @@ impl Role {
     /// down to a few.
     fn ring(self) -> usize {
         match self {
-            Self::Publisher => 32,
+            Self::Publisher | Self::Sessions => 32,
             Self::Subscriber => 16_384,
+            // What is missed is found by the next look at the session.
+            Self::SessionEvents => 1_024,
         }
     }
 }
@@ -64,7 +72,7 @@ impl Role {
 /// Everything that links are made from, checked once.
 #[derive(Debug)]
 pub(super) struct LinkSettings {
-    config: Config,
+    pub(super) config: Config,
     connect_timeout: Duration,
     pub(super) command_timeout: Duration,
 }

@@ -13,21 +13,23 @@ use crate::config;
 
 pub(crate) mod commands;
 mod feed;
+mod keys;
 mod link;
 mod names;
 mod publisher;
 mod quiet;
 
 pub use feed::RedisFeed;
+pub(crate) use keys::Removals;
 pub use publisher::RedisPublisher;
 
-use commands::Commands;
-use link::LinkSettings;
+use commands::{Check, Commands};
+use link::{LinkSettings, Role};
 use names::Names;
 
-/// `redis.url` cannot be used.
+/// The address of a Redis cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("redis.url: {0}")]
+#[error("{0}")]
 pub struct ConnectError(String);
 
 /// Which connection does its work, by its number; 0 while none does. Clones share the answer.
@@ -73,13 +75,35 @@ pub struct Redis {
 pub fn connect(settings: &config::Redis) -> Result<Redis, ConnectError> {
     let links = Arc::new(LinkSettings::new(settings)?);
     let names = Arc::new(Names::new(&settings.prefix));
-    let commands =
-        Arc::new(Commands::start(Arc::clone(&links), settings.inflight, &settings.prefix));
+    let check = Check::Write(format!("{}probe", settings.prefix));
+    let commands = Commands::start(Arc::clone(&links), settings.inflight, Role::Publisher, check);
+    let commands = Arc::new(commands);
     let subscribed = Up::default();
     Ok(Redis {
         feed: RedisFeed::start(links, Arc::clone(&names), subscribed.clone()),
         publisher: RedisPublisher { commands: Arc::clone(&commands), names },
         commands,
         subscribed,
+    })
+}
+
+/// A Redis from which others' keys are read.
+pub(crate) struct Reading {
+    /// For looking at them.
+    pub(crate) commands: Commands,
+    /// For hearing of those that go.
+    pub(crate) removals: Removals,
+}
+
+/// Begins to connect like [`connect`], to read keys that begin with `prefix`.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) fn read(settings: &config::Redis, prefix: &str) -> Result<Reading, ConnectError> {
+    let links = Arc::new(LinkSettings::new(settings)?);
+    let role = Role::Sessions;
+    Ok(Reading {
+        commands: Commands::start(Arc::clone(&links), settings.inflight, role, Check::Answer),
+        removals: Removals::start(links, prefix),
     })
 }

@@ -179,7 +179,7 @@ fn names_that_scripts_use_are_read() {
     assert_eq!(config.auth.origins, ["https://app.example", "https://*.example"]);
     assert_eq!(config.limits.heartbeat, Duration::from_millis(250));
     assert_eq!(config.limits.queue_bytes, 262_144);
-    assert_eq!(config.reserved.session_recheck, Duration::from_secs(2));
+    assert_eq!(config.auth.session.recheck, Duration::from_secs(2));
     assert_eq!(config.reserved.connections_per_user, 12);
     assert_eq!(config.reserved.history_events, 0);
     assert_eq!(config.reserved.history_ttl, Duration::from_secs(600));
@@ -216,7 +216,19 @@ fn every_bad_value_is_named_with_its_place() {
         ("REDIS__COMMAND_TIMEOUT", "0s", "is too small"),
         ("REDIS__CONNECT_TIMEOUT", "5", "has no unit"),
         ("REDIS__INFLIGHT", "0", "is too small"),
-        ("AUTH__METHODS", "bearer,cookie", "\"cookie\" is not a kind of credential"),
+        ("AUTH__METHODS", "bearer,basic", "\"basic\" is not a kind of credential"),
+        ("AUTH__METHODS", "bearer,cookie", "there is no Redis to look sessions up in"),
+        ("AUTH__SESSION__REDIS_URL", "mysql://h", "has an unknown scheme"),
+        ("AUTH__SESSION__COOKIE", "session id", "is no name of a cookie"),
+        ("AUTH__SESSION__COOKIE", "", "is no name of a cookie"),
+        ("AUTH__SESSION__KEY_PREFIX", "", "must not be empty"),
+        ("AUTH__SESSION__KEY_PREFIX", "a*", "has a character"),
+        ("AUTH__SESSION__FORMAT", "pickle", "is not known"),
+        ("AUTH__SESSION__USER_FIELD", "", "names no field"),
+        ("AUTH__SESSION__USER_FIELD", "/", "is no JSON Pointer"),
+        ("AUTH__SESSION__GROUPS_FIELD", "/a~2", "is no JSON Pointer"),
+        ("AUTH__SESSION__ISSUED_FIELD", "a\n", "names no field"),
+        ("AUTH__SESSION__RECHECK", "50ms", "is too small"),
         ("AUTH__METHODS", "", "is empty, so nobody could connect"),
         ("AUTH__REJECT", "ignore", "is not known"),
         ("AUTH__ORIGINS", "*", "every site"),
@@ -285,6 +297,10 @@ fn good_values_at_the_edges_are_taken() {
         ("REDIS__COMMAND_TIMEOUT", "1999ms"),
         ("AUTH__ORIGINS", "https://[::1]:8443,http://localhost:*,https://a_b.example"),
         ("AUTH__GROUPS__ALLOW", "team-*,été"),
+        ("AUTH__SESSION__COOKIE", "__Host-session.id"),
+        ("AUTH__SESSION__USER_FIELD", "/user/a~1b~0c"),
+        ("AUTH__SESSION__USER_FIELD", "user id"),
+        ("AUTH__SESSION__GROUPS_FIELD", ""),
         ("LIMITS__HEARTBEAT", "100ms"),
         ("LIMITS__QUEUE_BYTES", "1KiB"),
         ("LOG__LEVEL", "warn,belfry=debug,belfry::bus=trace"),
@@ -292,6 +308,31 @@ fn good_values_at_the_edges_are_taken() {
     ] {
         let name = format!("BELFRY__{name}");
         assert!(load(&sources(&[(&name, value)])).is_ok(), "{name}={value:?}");
+    }
+}
+
+#[test]
+fn sessions_are_in_their_own_redis_or_in_ours() {
+    let own = ("BELFRY__AUTH__SESSION__REDIS_URL", "redis://:hush@sessions:6379/2");
+    let ours = ("BELFRY__REDIS__URL", "redis://ours");
+    let url = |env: &[(&str, &str)]| {
+        let redis = load(&sources(env)).unwrap().auth.session.redis?;
+        Some(redis.url.expose_secret().to_owned())
+    };
+    assert_eq!(url(&[]), None);
+    assert_eq!(url(&[ours]).as_deref(), Some(ours.1));
+    assert_eq!(url(&[own]).as_deref(), Some(own.1));
+    assert_eq!(url(&[ours, own]).as_deref(), Some(own.1));
+    assert!(load(&sources(&[own, ("BELFRY__AUTH__METHODS", "cookie")])).is_ok());
+    let shown = show(&load_with_origins(&sources(&[own])).unwrap());
+    assert!(shown.contains("<redacted>@sessions:6379/2") && !shown.contains("hush"), "{shown}");
+    // A cookie must not name a key of ours.
+    for prefix in ["ws:", "ws:session:", "w"] {
+        let prefix = ("BELFRY__AUTH__SESSION__KEY_PREFIX", prefix);
+        let found = faults(&sources(&[ours, prefix]));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("overlaps with redis.prefix"), "{found:?}");
+        assert!(load(&sources(&[ours, own, prefix])).is_ok());
     }
 }
 

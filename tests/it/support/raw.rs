@@ -194,6 +194,11 @@ impl Raw {
 }
 
 impl Reader {
+    /// The plain connection again, without what was read ahead.
+    pub fn into_stream(self, writer: OwnedWriteHalf) -> TcpStream {
+        self.half.reunite(writer).expect("both halves of one")
+    }
+
     async fn fill(&mut self) -> bool {
         if self.start > 0 && self.start == self.buffer.len() {
             self.buffer.clear();
