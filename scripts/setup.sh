@@ -30,8 +30,7 @@ check_c() {
 }
 
 check_redis() {
-    # Debian keeps some servers out of the PATH of ordinary users.
-    if missing redis-server && [[ ! -x /usr/sbin/redis-server ]]; then need+=(redis-server); fi
+    if missing redis-server; then need+=(redis-server); fi
 }
 
 check_make() {

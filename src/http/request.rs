@@ -369,11 +369,29 @@ mod tests {
     #[test]
     fn users_come_once_each() {
         let event = good(
-            r#"{"to":{"users":["a","b","a"]},"type":"t","data":1,"except":{"users":["b","b"]}}"#,
+            r#"{"to":{"users":["a","b","a"]},"type":"t","data":1,"except":{"users":["c","c"]}}"#,
         );
         assert_eq!(event.to.len(), 2);
         assert_eq!(event.except.len(), 1);
         assert_eq!(event.target, Target::Users);
+    }
+
+    #[test]
+    fn an_exception_is_no_recipient() {
+        let body = r#"{"to":{"users":["a","b"]},"type":"t","data":1,"except":{"users":["b"]}}"#;
+        assert_eq!(good(body).to, [Channel::User(UserId::new("a").unwrap())]);
+        let body = r#"{"to":{"user":"b"},"type":"t","data":1,"except":{"users":["b"]}}"#;
+        assert!(good(body).to.is_empty());
+    }
+
+    #[test]
+    fn a_life_is_checked_although_nothing_lives_yet() {
+        let body =
+            |ttl| format!(r#"{{"to":{{"user":"a"}},"type":"t","data":1,"ttl_seconds":{ttl}}}"#);
+        assert!(parse(body("60").as_bytes(), &limits()).is_ok());
+        for ttl in ["0", "-1", "1.5", "\"60\""] {
+            assert_eq!(bad(&body(ttl)), (422, vec!["/ttl_seconds".to_owned()]), "{ttl}");
+        }
     }
 
     #[test]

@@ -317,9 +317,13 @@ async fn o06_production_logs_are_json_and_orders_are_audited() {
         .collect();
     assert!(lines.iter().all(|line| line["timestamp"].is_string() && line["level"].is_string()));
     let audit: Vec<_> = lines.iter().filter(|line| line["target"] == "audit").collect();
-    assert!(
-        audit.iter().any(|line| line.to_string().contains("tests")),
-        "no broadcast in {audit:?}"
-    );
-    assert!(audit.len() >= 2, "no refusal in {audit:?}");
+    let fields = |action: &str| {
+        let line = audit.iter().find(|line| line["fields"]["action"] == action);
+        line.map(|line| line["fields"].clone())
+            .unwrap_or_else(|| panic!("no {action} in {audit:?}"))
+    };
+    assert_eq!(fields("broadcast")["key"], "tests");
+    let refused = fields("refused");
+    assert_eq!((&refused["key"], &refused["status"]), (&json!("none"), &json!(401)));
+    assert_eq!(refused["route"], "/v1/events");
 }
