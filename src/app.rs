@@ -10,19 +10,22 @@ use crate::{
     bus::{
         Feed, Publisher,
         memory::{Capacity, MemoryBus},
-        redis,
+        orders, redis,
         subscriber::{self, Health, Subscriber},
     },
     config::{Config, Profile},
     gate::Gate,
     http::{
-        internal, public,
+        internal,
+        logout::Logouts,
+        public,
         server::{self, PublicServer},
     },
     lifecycle::{Lifecycle, Phase, Stop},
     outbox::Bounds,
     registry::Registry,
     rotation,
+    seats::{Keeper, Seats},
     store::{Store, memory::MemoryStore, redis::RedisStore},
     telemetry::Metrics,
 };
@@ -62,6 +65,22 @@ pub async fn run(
     let (publisher, feed, store) = broker(&config)?;
     let authenticator = Arc::new(Authenticator::new(&config, metrics.clone()));
     let keys = Arc::new(ApiKeys::new(config.api.keys.clone()));
+    let replica = uuid::Uuid::now_v7().simple().to_string();
+    let (orders, executor, ear) = orders::road(
+        &replica,
+        Arc::clone(&publisher),
+        Arc::clone(&store),
+        registry.clone(),
+        metrics.clone(),
+        config.auth.revocation_ttl,
+    );
+    let (seats, keeper) = Seats::new(&replica, Arc::clone(&store), orders.clone(), &config.limits);
+    let logouts = Arc::new(Logouts {
+        authenticator: Arc::clone(&authenticator),
+        orders: orders.clone(),
+        store: Arc::clone(&store),
+        token_bytes: config.auth.token_bytes,
+    });
 
     let public_listener = server::listen(config.public.bind, config.public.backlog)?;
     let internal_listener = server::listen(config.internal.bind, config.public.backlog)?;
@@ -85,7 +104,8 @@ pub async fn run(
             lifecycle: Arc::clone(&lifecycle),
             gate: Gate::default(),
             registry: registry.clone(),
-            seats: Arc::default(),
+            seats: Arc::clone(&seats),
+            logouts: config.auth.backchannel_public.then(|| Arc::clone(&logouts)),
             bounds: Bounds { frames: config.limits.queue_events, bytes: config.limits.queue_bytes },
             inbound_bytes: config.limits.inbound_bytes,
             metrics: metrics.clone(),
@@ -103,6 +123,8 @@ pub async fn run(
             ready: config.ready.clone(),
             health: Arc::clone(&health),
             lifecycle: Arc::clone(&lifecycle),
+            orders,
+            logouts,
             metrics: metrics.clone(),
         }),
     )?;
@@ -115,9 +137,12 @@ pub async fn run(
         publisher,
         registry.clone(),
         health,
+        ear,
         metrics.clone(),
         subscriber_settings(&config),
     );
+    let executor = actix_rt::spawn(executor.run());
+    let keeper = actix_rt::spawn(keeper.run());
     let subscriber = actix_rt::spawn(subscriber.run());
     let rotation = actix_rt::spawn(rotation::run(config.clone(), authenticator, keys));
 
@@ -135,7 +160,10 @@ pub async fn run(
     }
     // The internal server goes last, so that /metrics shows the drain to its end.
     public_handle.stop(false).await;
+    keeper.abort();
+    Keeper::finish(&seats).await;
     subscriber.abort();
+    executor.abort();
     rotation.abort();
     internal_handle.stop(false).await;
     for (name, server) in [("public", public), ("internal", internal)] {

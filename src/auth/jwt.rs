@@ -8,6 +8,7 @@ use jsonwebtoken::{
 use secrecy::ExposeSecret as _;
 use serde_json::{Map, Value};
 
+pub use super::logout::Logout;
 use crate::{
     config::Config,
     event::{Group, NameError, Principal, SessionKey, UserId},
@@ -139,6 +140,19 @@ impl Verifier {
     /// # Errors
     /// Names the first rule that fails.
     pub fn verify(&self, token: &str) -> Result<Principal, Fault> {
+        self.settings.principal(&self.claims(token)?)
+    }
+
+    /// Who has logged out, as a logout token says.
+    ///
+    /// # Errors
+    /// Names the first rule that fails.
+    pub fn logout(&self, token: &str) -> Result<Logout, Fault> {
+        Logout::read(&self.claims(token)?, &self.settings.user_claim)
+    }
+
+    /// What a good token claims; the claims of Belfry's own are not looked at.
+    fn claims(&self, token: &str) -> Result<Map<String, Value>, Fault> {
         let settings = &self.settings;
         if token.len() > settings.token_bytes {
             return Err(Fault::TooLong(settings.token_bytes));
@@ -154,10 +168,9 @@ impl Verifier {
             return Err(Fault::Algorithm);
         }
         let key = self.key.as_ref().ok_or(Fault::NoKey)?;
-        let claims = decode::<Map<String, Value>>(token, key, &self.validation)
-            .map_err(|error| fault(error.kind()))?
-            .claims;
-        settings.principal(&claims)
+        decode::<Map<String, Value>>(token, key, &self.validation)
+            .map(|token| token.claims)
+            .map_err(|error| fault(error.kind()))
     }
 }
 
@@ -205,7 +218,10 @@ impl Settings {
     }
 }
 
-fn text<'a>(claims: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, Fault> {
+pub(super) fn text<'a>(
+    claims: &'a Map<String, Value>,
+    name: &str,
+) -> Result<Option<&'a str>, Fault> {
     match claims.get(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
@@ -215,7 +231,7 @@ fn text<'a>(claims: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str
 
 /// A `NumericDate` (RFC 7519 §2): seconds since the epoch, a fraction allowed. Dates beyond what a
 /// clock can say count as the furthest one it can.
-fn moment(value: &Value) -> Option<SystemTime> {
+pub(super) fn moment(value: &Value) -> Option<SystemTime> {
     let seconds = value.as_f64().filter(|seconds| seconds.is_finite() && *seconds >= 0.0)?;
     let ahead = Duration::try_from_secs_f64(seconds).unwrap_or(FURTHEST).min(FURTHEST);
     UNIX_EPOCH.checked_add(ahead)

@@ -17,6 +17,7 @@ use crate::{
 
 pub mod api_key;
 pub mod jwt;
+pub mod logout;
 pub mod origin;
 
 use jwt::{Fault, Verifier};
@@ -119,6 +120,14 @@ impl Authenticator {
     /// Names the rule that fails.
     pub async fn verify(&self, token: &str) -> Result<Principal, Fault> {
         self.verifier.load().verify(token)
+    }
+
+    /// Checks a logout token of an issuer.
+    ///
+    /// # Errors
+    /// Names the rule that fails.
+    pub async fn logout(&self, token: &str) -> Result<jwt::Logout, Fault> {
+        self.verifier.load().logout(token)
     }
 
     fn find(&self, head: Head<'_>) -> Result<Option<(Method, String)>, Method> {

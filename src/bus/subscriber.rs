@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::{
     BusError, Destination, Feed, Incoming, Message, Publisher,
     envelope::{self, Decoded, Poison},
+    orders::{Ear, Heard},
 };
 use crate::{
     event::{Channel, GapReason},
@@ -102,6 +103,8 @@ pub struct Subscriber {
     publisher: Arc<dyn Publisher>,
     registry: Registry,
     health: Arc<Health>,
+    /// Takes what concerns orders.
+    ear: Ear,
     metrics: Metrics,
     settings: Settings,
     /// Distinguishes this replica's probes from others'.
@@ -135,6 +138,7 @@ impl Subscriber {
         publisher: Arc<dyn Publisher>,
         registry: Registry,
         health: Arc<Health>,
+        ear: Ear,
         metrics: Metrics,
         settings: Settings,
     ) -> Self {
@@ -144,6 +148,7 @@ impl Subscriber {
             publisher,
             registry,
             health,
+            ear,
             metrics,
             settings,
             replica: uuid::Uuid::now_v7().simple().to_string(),
@@ -199,6 +204,7 @@ impl Subscriber {
                 self.subscribed = true;
                 self.all_kinds = true;
                 self.probe = None;
+                self.ear.hear(Heard::Subscribed { again });
                 if again {
                     self.gap.get_or_insert(GapReason::Reconnected);
                 }
@@ -213,6 +219,7 @@ impl Subscriber {
                     count,
                     "messages were dropped: they came faster than they were read"
                 );
+                self.ear.hear(Heard::Gap);
                 self.announce(GapReason::Lagged);
             }
         }
@@ -225,6 +232,17 @@ impl Subscriber {
         }
         let decoded = match envelope::decode(payload) {
             Ok(Decoded::Probe(id)) => return self.probed(&id, &from),
+            // Orders stand on the control channel, which is for replicas alone, and nowhere else.
+            Ok(Decoded::Order(given)) if from == Destination::Control => {
+                return self.ear.hear(Heard::Order(*given));
+            }
+            Ok(Decoded::Ack(ack)) if from == Destination::Control => {
+                return self.ear.hear(Heard::Ack(ack));
+            }
+            Ok(Decoded::Order(_) | Decoded::Ack(_)) => return self.drop(DropReason::BusInvalid),
+            Ok(Decoded::Raw(_)) if from == Destination::Control => {
+                return self.drop(DropReason::BusInvalid);
+            }
             Ok(decoded) => decoded,
             Err(Poison::Invalid) => return self.drop(DropReason::BusInvalid),
             Err(Poison::Version(_)) => return self.drop(DropReason::BusVersion),
@@ -237,7 +255,7 @@ impl Subscriber {
                 let frame = Frame::event(&json, received);
                 return self.registry.deliver(&Delivery { to, except: Arc::default(), frame });
             }
-            Decoded::Probe(_) => return,
+            Decoded::Probe(_) | Decoded::Order(_) | Decoded::Ack(_) => return,
         };
         self.metrics.received(true);
         let frame = Frame::event(&json, received);

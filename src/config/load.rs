@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::{
     Api, ApiKey, Auth, Config, Drain, Faults, Internal, Jwt, Limits, Log, LogFormat, Method,
-    Profile, Public, Ready, Redis, Reject, Reserved, Scope, Sources,
+    Profile, Public, Ready, Redis, Reject, Reserved, Scope, Sources, UserPolicy,
     fault::Problem,
     layers,
     reader::{Reader, quoted, quoted_list},
@@ -168,6 +168,12 @@ fn auth(reader: &mut Reader, profile: Profile) -> Auth {
         token_bytes: reader.size("auth.token_bytes", 256..=65_536),
         groups_allow: reader.list("auth.groups.allow", rules::group_pattern, String::clone),
         jwt: jwt(reader, profile),
+        revocation_ttl: reader.duration("auth.revocation_ttl", MINUTE..=30 * DAY),
+        backchannel_public: reader.choice(
+            "auth.backchannel.public",
+            &[("true", true), ("false", false)],
+            false,
+        ),
     };
     if auth.methods.is_empty() {
         needs_one(reader, "auth.methods", "so nobody could connect", "subprotocol");
@@ -260,6 +266,12 @@ fn limits(reader: &mut Reader) -> Limits {
         groups: reader.count("limits.groups", 1..=1024),
         data_bytes: reader.size("limits.data_bytes", 64..=16 * MIB),
         body_bytes: reader.size("limits.body_bytes", 1024..=64 * MIB),
+        connections_per_user: reader.count("limits.connections_per_user", 0..=1_000_000),
+        user_policy: reader.choice(
+            "limits.user_policy",
+            &[("oldest", UserPolicy::Oldest), ("refuse", UserPolicy::Refuse)],
+            UserPolicy::Oldest,
+        ),
     }
 }
 
@@ -276,7 +288,6 @@ fn reserved(reader: &mut Reader) -> Reserved {
         history_events: reader.count("history.events", 0..=100_000),
         history_ttl: reader.duration("history.ttl", Duration::from_secs(1)..=30 * DAY),
         session_recheck: reader.duration("auth.session.recheck", Duration::from_millis(100)..=DAY),
-        connections_per_user: reader.count("limits.connections_per_user", 0..=1_000_000),
     }
 }
 

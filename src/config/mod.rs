@@ -111,6 +111,19 @@ pub struct Auth {
     pub jwt: Jwt,
     /// Patterns (`*` stands for anything) of the groups that are taken from credentials.
     pub groups_allow: Vec<String>,
+    /// How long a revocation is remembered: no credential may live longer.
+    pub revocation_ttl: Duration,
+    /// Whether the public listener takes back-channel logouts too, as issuers outside need.
+    pub backchannel_public: bool,
+}
+
+/// `limits.user_policy`: who goes when a user has too many connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserPolicy {
+    /// The oldest, with 4409.
+    Oldest,
+    /// The newest, with 4429.
+    Refuse,
 }
 
 /// A kind of credential, in the order in which they are looked for (contract §2).
@@ -246,6 +259,10 @@ pub struct Limits {
     pub data_bytes: usize,
     /// Longest body of `POST /v1/events`, in bytes.
     pub body_bytes: usize,
+    /// Connections of one user over all replicas; 0 means no limit of its own.
+    pub connections_per_user: usize,
+    /// What happens beyond that.
+    pub user_policy: UserPolicy,
 }
 
 /// `[ready]`
@@ -292,6 +309,4 @@ pub struct Reserved {
     pub history_ttl: Duration,
     /// `auth.session.recheck`: time between two looks at a session.
     pub session_recheck: Duration,
-    /// `limits.connections_per_user`: connections of one user; 0 means no limit of its own.
-    pub connections_per_user: usize,
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::{
-    events, not_found, ops,
+    disconnect, events,
+    logout::{self, Logouts},
+    not_found, ops,
     problem::{Kind, Problem},
     wrong_method,
 };
 use crate::{
     auth::api_key::{ApiKeys, Caller},
-    bus::{Publisher, subscriber::Health},
+    bus::{Publisher, orders::Orders, subscriber::Health},
     config::{Limits, Ready, Scope},
     lifecycle::Lifecycle,
     store::Store,
@@ -34,6 +36,10 @@ pub struct State {
     pub health: Arc<Health>,
     /// Where this process stands.
     pub lifecycle: Arc<Lifecycle>,
+    /// Closes connections.
+    pub orders: Orders,
+    /// Logs out whom an issuer names.
+    pub logouts: Arc<Logouts>,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -45,6 +51,16 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/v1/events")
                 .route(web::post().to(events::publish))
+                .default_service(web::to(wrong_method)),
+        )
+        .service(
+            web::resource("/v1/disconnect")
+                .route(web::post().to(disconnect::disconnect))
+                .default_service(web::to(wrong_method)),
+        )
+        .service(
+            web::resource(logout::ROUTE)
+                .route(web::post().to(logout::internal))
                 .default_service(web::to(wrong_method)),
         )
         .service(probe("/livez").route(web::get().to(ops::live)).route(web::head().to(ops::live)))

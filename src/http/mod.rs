@@ -2,8 +2,10 @@
 
 mod admission;
 pub mod body;
+mod disconnect;
 pub mod events;
 pub mod internal;
+pub mod logout;
 pub mod ops;
 pub mod problem;
 pub mod public;

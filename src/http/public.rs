@@ -4,7 +4,10 @@ use std::{rc::Rc, sync::Arc};
 
 use actix_web::web;
 
-use super::{not_found, upgrade, wrong_method};
+use super::{
+    logout::{self, Logouts},
+    not_found, upgrade, wrong_method,
+};
 use crate::{
     auth::{Authenticator, origin::Origins},
     bus::subscriber::Health,
@@ -39,6 +42,8 @@ pub struct State {
     pub registry: Registry,
     /// Room for each user, over all replicas.
     pub seats: Arc<Seats>,
+    /// Logs out whom an issuer names, where issuers may say so here.
+    pub logouts: Option<Arc<Logouts>>,
     /// Bounds of one connection's queue.
     pub bounds: Bounds,
     /// Longest message from a client.
@@ -66,6 +71,11 @@ pub fn routes(base_path: &str, config: &mut web::ServiceConfig) {
             web::resource(format!("{base_path}/ws/notifications"))
                 .route(web::get().to(upgrade::notifications))
                 .default_service(web::to(wrong_method)),
+        )
+        .service(
+            web::resource(format!("{base_path}{}", logout::ROUTE))
+                .route(web::post().to(logout::public))
+                .default_service(web::to(logout::elsewhere)),
         )
         .default_service(web::to(not_found));
 }

@@ -25,6 +25,7 @@ use crate::{
     connection::{Credentials, Settings, Standing},
     event::Principal,
     net::Socket,
+    seats::Seats,
     timer::Wheel,
 };
 
@@ -118,12 +119,22 @@ impl PublicServer {
 }
 
 /// Looks after the credentials of open connections.
-struct Open(Arc<Authenticator>);
+struct Open {
+    authenticator: Arc<Authenticator>,
+    seats: Arc<Seats>,
+}
 
 impl Credentials for Open {
     fn renew(&self, token: String) -> LocalBoxFuture<'static, Result<Principal, &'static str>> {
-        let authenticator = Arc::clone(&self.0);
-        Box::pin(async move { authenticator.verify(&token).await.map_err(|fault| fault.label()) })
+        let (authenticator, seats) = (Arc::clone(&self.authenticator), Arc::clone(&self.seats));
+        Box::pin(async move {
+            let principal = authenticator.verify(&token).await.map_err(|fault| fault.label())?;
+            match seats.revoked(&principal).await {
+                Ok(false) => Ok(principal),
+                Ok(true) => Err("revoked"),
+                Err(_) => Err("unavailable"),
+            }
+        })
     }
 
     fn recheck(&self, _principal: &Principal) -> LocalBoxFuture<'static, Standing> {
@@ -138,7 +149,10 @@ fn worker(
     leeway: Duration,
     recheck: Duration,
 ) -> public::Worker {
-    let credentials = Rc::new(Open(Arc::clone(&state.authenticator)));
+    let credentials = Rc::new(Open {
+        authenticator: Arc::clone(&state.authenticator),
+        seats: Arc::clone(&state.seats),
+    });
     let metrics = state.metrics.clone();
     public::Worker {
         shard: state.registry.attach(),

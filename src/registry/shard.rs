@@ -35,6 +35,9 @@ const REPORT: Duration = Duration::from_millis(500);
 /// Orders are remembered this long for handshakes that were under way when they came, which last
 /// seconds at most.
 const REMEMBER: Duration = Duration::from_secs(60);
+/// A renewal under way takes seconds at most; an order that came meanwhile counts for the session
+/// that it leads to.
+const RENEWAL: Duration = Duration::from_secs(5);
 /// So many orders are remembered at most; the oldest goes.
 const ORDERS: usize = 1024;
 
@@ -293,8 +296,15 @@ pub struct Registration {
 impl Registration {
     /// Replaces session and groups of this connection, at a renewal.
     pub fn update(&self, session: Option<SessionKey>, groups: Box<[Group]>) {
-        if let Some(entry) = self.shard.state.borrow_mut().connections.get_mut(self.key) {
-            entry.member.session = session;
+        if let Some(entry) = self.shard.state.borrow_mut().connections.get_mut(self.key)
+            && std::mem::replace(&mut entry.member.session, session) != session
+        {
+            let Entry { outbox, member, .. } = entry;
+            for (at, order) in self.shard.orders.borrow().iter() {
+                if at.elapsed() < RENEWAL && order.concerns(member.id, &member.user, session) {
+                    outbox.request_close(order.cause);
+                }
+            }
         }
         self.set_groups(groups);
     }

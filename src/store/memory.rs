@@ -9,7 +9,7 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt};
 use tokio::time::Instant;
 
-use super::{Claim, IDEMPOTENCY_TTL, Store};
+use super::{Claim, IDEMPOTENCY_TTL, Store, replicas, revocations, seats};
 use crate::bus::BusError;
 
 /// How much is remembered. Above it new keys are refused until old ones expire.
@@ -33,6 +33,9 @@ pub struct MemoryStore {
     bounds: Bounds,
     // Held for a lookup, never across an await.
     state: Mutex<State>,
+    pub(super) single: replicas::Single,
+    pub(super) revocations: revocations::Memory,
+    pub(super) seats: seats::Memory,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +93,7 @@ impl State {
 impl MemoryStore {
     /// Remembers at most this much.
     pub fn new(bounds: Bounds) -> Self {
-        Self { bounds, state: Mutex::default() }
+        Self { bounds, ..Self::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -11,6 +11,9 @@ use crate::bus::BusError;
 
 pub mod memory;
 pub mod redis;
+pub mod replicas;
+pub mod revocations;
+pub mod seats;
 
 /// How long a publisher may repeat a request and have it done once (contract §5).
 pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(300);
@@ -32,7 +35,9 @@ pub enum Claim {
 }
 
 /// Shared memory of the replicas. Every method resolves within the command timeout.
-pub trait Store: Send + Sync {
+pub trait Store:
+    replicas::Replicas + revocations::Revocations + seats::SeatBook + Send + Sync
+{
     /// Claims `key` for a request with this fingerprint, for [`IDEMPOTENCY_TTL`]. A claim that is
     /// neither settled nor released ends by itself after `pending` (the publisher died).
     ///

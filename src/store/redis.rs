@@ -3,11 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use fred::interfaces::{KeysInterface, LuaInterface};
-use fred::types::{Expiration, Value};
+use fred::types::{Expiration, FromValue, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{Claim, IDEMPOTENCY_TTL, Store};
 use crate::bus::{BusError, redis::commands::Commands};
+
+mod replicas;
+mod revocations;
+mod seats;
 
 /// What the key holds, or nothing after having set it. `SET … NX GET` says the same, but only
 /// from Redis 7 on.
@@ -25,14 +29,33 @@ return false";
 #[derive(Clone, Debug)]
 pub struct RedisStore {
     commands: Arc<Commands>,
+    /// Of idempotency keys.
     prefix: String,
+    /// Of all keys.
+    root: String,
 }
 
 impl RedisStore {
     /// A store that shares this connection, with keys under `prefix`.
     #[must_use]
     pub(crate) fn new(commands: Arc<Commands>, prefix: &str) -> Self {
-        Self { commands, prefix: format!("{prefix}idempotency:") }
+        Self { commands, prefix: format!("{prefix}idempotency:"), root: prefix.to_owned() }
+    }
+
+    /// The key of this name.
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.root)
+    }
+
+    /// Runs a script on one key.
+    async fn script<T: FromValue>(
+        &self,
+        script: &'static str,
+        key: String,
+        arguments: Vec<String>,
+    ) -> Result<T, BusError> {
+        let turn = self.commands.turn(1).await?;
+        turn.run(|client| async move { client.eval(script, key, arguments).await }).await
     }
 
     async fn eval(

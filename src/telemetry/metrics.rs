@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::Method,
-    event::{CloseCause, GapReason},
+    event::{CloseCause, GapReason, Subject},
 };
 
 /// Seconds, from a tenth of a millisecond to ten seconds.
@@ -52,6 +52,7 @@ struct Inner {
     auth_duration: HistogramVec,
     api_requests: IntCounterVec,
     drain_remaining: IntGauge,
+    revocations: IntCounterVec,
     panics: IntCounter,
     workers: Shared,
 }
@@ -161,6 +162,11 @@ impl Metrics {
                 "drain_remaining_connections",
                 "Connections that a drain has still to close; 0 while none runs.",
             ),
+            revocations: make.counters(
+                "revocations_total",
+                "Orders to close connections that were given here, by what they name.",
+                &["by"],
+            ),
             panics: make.counter("panics_total", "Panics that were caught. Each is a bug."),
             workers: Shared {
                 deliveries: make.counters(
@@ -219,6 +225,9 @@ impl Metrics {
         }
         for method in Method::ALL {
             inner.auth_duration.with_label_values(&[method.label()]);
+        }
+        for by in ["user", "session", "connection"] {
+            inner.revocations.with_label_values(&[by]);
         }
         inner.workers.touch();
     }
@@ -290,6 +299,16 @@ impl Metrics {
     /// A credential was checked.
     pub fn auth(&self, method: Method, took: Duration) {
         self.0.auth_duration.with_label_values(&[method.label()]).observe(took.as_secs_f64());
+    }
+
+    /// An order to close connections was given.
+    pub fn revocation(&self, subject: &Subject) {
+        let by = match subject {
+            Subject::User(_) => "user",
+            Subject::Session(_) => "session",
+            Subject::Connection(_) => "connection",
+        };
+        self.0.revocations.with_label_values(&[by]).inc();
     }
 
     /// A request to the internal API was answered. `key` is a configured name, `route` a pattern
