@@ -10,7 +10,8 @@ use crate::{
     bus::{
         Feed, Publisher,
         memory::{Capacity, MemoryBus},
-        orders, redis,
+        orders::{self, Ear, Executor, Orders},
+        redis,
         subscriber::{self, Health, Subscriber},
     },
     config::{Config, Profile},
@@ -65,22 +66,8 @@ pub async fn run(
     let (publisher, feed, store) = broker(&config)?;
     let authenticator = Arc::new(Authenticator::new(&config, metrics.clone()));
     let keys = Arc::new(ApiKeys::new(config.api.keys.clone()));
-    let replica = uuid::Uuid::now_v7().simple().to_string();
-    let (orders, executor, ear) = orders::road(
-        &replica,
-        Arc::clone(&publisher),
-        Arc::clone(&store),
-        registry.clone(),
-        metrics.clone(),
-        config.auth.revocation_ttl,
-    );
-    let (seats, keeper) = Seats::new(&replica, Arc::clone(&store), orders.clone(), &config.limits);
-    let logouts = Arc::new(Logouts {
-        authenticator: Arc::clone(&authenticator),
-        orders: orders.clone(),
-        store: Arc::clone(&store),
-        token_bytes: config.auth.token_bytes,
-    });
+    let Together { orders, executor, ear, seats, keeper, logouts } =
+        together(&config, &publisher, &store, &registry, &metrics, &authenticator);
 
     let public_listener = server::listen(config.public.bind, config.public.backlog)?;
     let internal_listener = server::listen(config.internal.bind, config.public.backlog)?;
@@ -189,6 +176,43 @@ fn broker(config: &Config) -> Result<Broker, StartError> {
             Ok((Arc::new(redis.publisher), Box::new(redis.feed), Arc::new(store)))
         }
     }
+}
+
+/// What replicas do together, beside events: orders, and the count of a user's connections.
+struct Together {
+    orders: Orders,
+    executor: Executor,
+    ear: Ear,
+    seats: Arc<Seats>,
+    keeper: Keeper,
+    logouts: Arc<Logouts>,
+}
+
+fn together(
+    config: &Config,
+    publisher: &Arc<dyn Publisher>,
+    store: &Arc<dyn Store>,
+    registry: &Registry,
+    metrics: &Metrics,
+    authenticator: &Arc<Authenticator>,
+) -> Together {
+    let replica = uuid::Uuid::now_v7().simple().to_string();
+    let (orders, executor, ear) = orders::road(
+        &replica,
+        Arc::clone(publisher),
+        Arc::clone(store),
+        registry.clone(),
+        metrics.clone(),
+        config.auth.revocation_ttl,
+    );
+    let (seats, keeper) = Seats::new(&replica, Arc::clone(store), orders.clone(), &config.limits);
+    let logouts = Arc::new(Logouts {
+        authenticator: Arc::clone(authenticator),
+        orders: orders.clone(),
+        store: Arc::clone(store),
+        token_bytes: config.auth.token_bytes,
+    });
+    Together { orders, executor, ear, seats, keeper, logouts }
 }
 
 fn subscriber_settings(config: &Config) -> subscriber::Settings {

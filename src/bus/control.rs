@@ -18,9 +18,6 @@ pub trait Control: Send + Sync {
     /// [`BusError::Away`]: whether replicas hear it cannot be known.
     fn give(&self, order: String) -> BoxFuture<'_, Result<(), BusError>>;
 
-    /// The place of the newest order that is kept; the first place of all if there is none.
-    fn newest(&self) -> BoxFuture<'_, Result<OrderId, BusError>>;
-
     /// The oldest [`PAGE`] orders after this place, as messages.
     fn kept(&self, after: OrderId) -> BoxFuture<'_, Result<Vec<(OrderId, Bytes)>, BusError>>;
 }

@@ -123,10 +123,6 @@ impl Control for MemoryPublisher {
         self.publish(vec![Message { to: Destination::Control, payload }])
     }
 
-    fn newest(&self) -> BoxFuture<'_, Result<OrderId, BusError>> {
-        std::future::ready(Ok(OrderId::at(self.orders.load(Ordering::Relaxed)))).boxed()
-    }
-
     fn kept(&self, _after: OrderId) -> BoxFuture<'_, Result<Vec<(OrderId, Bytes)>, BusError>> {
         std::future::ready(Ok(Vec::new())).boxed()
     }

@@ -204,8 +204,8 @@ impl Subscriber {
                 self.subscribed = true;
                 self.all_kinds = true;
                 self.probe = None;
-                self.ear.hear(Heard::Subscribed { again });
                 if again {
+                    self.ear.hear(Heard::Gap);
                     self.gap.get_or_insert(GapReason::Reconnected);
                 }
             }
@@ -239,13 +239,14 @@ impl Subscriber {
             Ok(Decoded::Ack(ack)) if from == Destination::Control => {
                 return self.ear.hear(Heard::Ack(ack));
             }
-            Ok(Decoded::Order(_) | Decoded::Ack(_)) => return self.drop(DropReason::BusInvalid),
+            Err(Poison::Version(_)) => return self.drop(DropReason::BusVersion),
+            Err(Poison::Invalid) | Ok(Decoded::Order(_) | Decoded::Ack(_)) => {
+                return self.drop(DropReason::BusInvalid);
+            }
             Ok(Decoded::Raw(_)) if from == Destination::Control => {
                 return self.drop(DropReason::BusInvalid);
             }
             Ok(decoded) => decoded,
-            Err(Poison::Invalid) => return self.drop(DropReason::BusInvalid),
-            Err(Poison::Version(_)) => return self.drop(DropReason::BusVersion),
         };
         let Destination::Events(to) = from else { return };
         let (except, json) = match decoded {

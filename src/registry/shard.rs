@@ -63,8 +63,17 @@ pub struct Shard {
     metrics: Rc<WorkerMetrics>,
     state: RefCell<State>,
     leaving: Cell<Option<Duration>>,
-    orders: RefCell<VecDeque<(Instant, Arc<Order>)>>,
+    orders: RefCell<VecDeque<Remembered>>,
     slow: Throttle,
+}
+
+/// An order, for handshakes that were under way when it came.
+struct Remembered {
+    at: Instant,
+    /// It is about connections whose handshake began up to here. Both times are of this replica's
+    /// own clock, unless the order came late.
+    until: SystemTime,
+    order: Arc<Order>,
 }
 
 #[derive(Default)]
@@ -120,9 +129,8 @@ impl Shard {
         if let Some(spread) = self.leaving.get() {
             outbox.request_leave(Instant::now() + random(spread));
         }
-        for (_, order) in self.orders.borrow().iter() {
-            if order.concerns(member.id, &member.user, member.session) && order.reaches(member.made)
-            {
+        for Remembered { until, order, .. } in self.orders.borrow().iter() {
+            if order.concerns(member.id, &member.user, member.session) && member.made <= *until {
                 outbox.request_close(order.cause);
             }
         }
@@ -254,12 +262,13 @@ impl Shard {
         }
         let mut orders = self.orders.borrow_mut();
         let now = Instant::now();
-        while orders.front().is_some_and(|(at, _)| at.elapsed() > REMEMBER)
+        while orders.front().is_some_and(|oldest| oldest.at.elapsed() > REMEMBER)
             || orders.len() >= ORDERS
         {
             orders.pop_front();
         }
-        orders.push_back((now, order));
+        let until = if late { order.reach() } else { SystemTime::now() };
+        orders.push_back(Remembered { at: now, until, order });
         count
     }
 
@@ -300,7 +309,7 @@ impl Registration {
             && std::mem::replace(&mut entry.member.session, session) != session
         {
             let Entry { outbox, member, .. } = entry;
-            for (at, order) in self.shard.orders.borrow().iter() {
+            for Remembered { at, order, .. } in self.shard.orders.borrow().iter() {
                 if at.elapsed() < RENEWAL && order.concerns(member.id, &member.user, session) {
                     outbox.request_close(order.cause);
                 }

@@ -5,16 +5,19 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
-use super::{Seats, Table};
+use super::{Known, Seats, Table};
 use crate::{
     event::UserId,
-    store::{replicas::LEASE, seats::Held},
+    store::{
+        replicas::{Fleet, LEASE},
+        seats::Held,
+    },
 };
 
 /// Between two renewals of the lease: three may fail before it ends.
 const BEAT: Duration = Duration::from_secs(3);
 /// Between two tries while the store is away.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(200);
 /// How often every seat is entered again, whatever the store says.
 const ROUND: Duration = Duration::from_secs(60);
 /// Between two portions of a round.
@@ -84,27 +87,23 @@ impl Keeper {
 
     async fn beat(&mut self) {
         let before = Instant::now();
-        match self.seats.store.beat(&self.seats.replica).await {
-            Ok(fleet) => {
-                self.beat = before + BEAT;
-                if fleet.fresh {
-                    // The store has forgotten us, or others have taken us for gone.
-                    let mut table = self.seats.table();
-                    let users: Vec<UserId> = table.users.keys().cloned().collect();
-                    table.dirty.extend(users);
-                    self.patience = before;
+        self.beat = match self.seats.beat().await {
+            Ok(fresh) => {
+                if fresh {
+                    // Once more when every replica has us on its list: until then they may take
+                    // away what we enter now.
+                    self.next_round = before + BEAT * 2;
                 }
-                self.seats.fleet.store(Arc::new(fleet));
+                before + BEAT
             }
             Err(error) => {
                 tracing::debug!(%error, "the lease of this replica could not be renewed");
-                self.beat = Instant::now() + RETRY;
                 // An old list tells nothing: by now it may miss a replica whose seats are as old.
-                if self.seats.fleet.load().at > 0 {
-                    self.seats.fleet.store(Arc::default());
-                }
+                let doubtful = self.seats.known.load().doubtful;
+                self.seats.known.store(Arc::new(Known { fleet: Fleet::default(), doubtful }));
+                Instant::now() + RETRY
             }
-        }
+        };
         debug_assert!(BEAT * 3 < LEASE);
     }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     bus::{BusError, orders::Orders},
@@ -19,7 +19,7 @@ use crate::{
     event::{ConnectionId, Principal, UserId},
     store::{
         Store,
-        replicas::Fleet,
+        replicas::{Fleet, LEASE},
         seats::{Held, Taken, Wish},
     },
 };
@@ -36,10 +36,19 @@ pub struct Seats {
     /// Seats of one user; 0 for any number, which are not counted then.
     limit: usize,
     policy: UserPolicy,
-    fleet: ArcSwap<Fleet>,
+    known: ArcSwap<Known>,
     held: Mutex<Table>,
     /// Rung when there is something to settle.
     dirty: Notify,
+}
+
+/// What is known of the other replicas.
+#[derive(Default)]
+struct Known {
+    fleet: Fleet,
+    /// Until then some may be missing on the list: the store has forgotten everyone, and they
+    /// renew their leases one after another.
+    doubtful: Option<Instant>,
 }
 
 /// What this replica holds.
@@ -98,7 +107,7 @@ impl Seats {
             orders,
             limit: limits.connections_per_user,
             policy: limits.user_policy,
-            fleet: ArcSwap::default(),
+            known: ArcSwap::default(),
             held: Mutex::default(),
             dirty: Notify::new(),
         });
@@ -123,17 +132,22 @@ impl Seats {
                 Err(_) => Err(NoSeat::Away),
             };
         }
+        if self.known.load().fleet.at == 0 {
+            // Others must not take a seat for that of a replica that is gone.
+            self.beat().await.map_err(|_| NoSeat::Away)?;
+        }
         // Held before the store knows it, so that settling meanwhile does not take it away; and
         // given back by its drop, whatever comes.
         let seat = self.hold(id, &principal.user);
-        let fleet = self.fleet.load_full();
+        let known = self.known.load_full();
+        let doubtful = known.doubtful.is_some_and(|until| Instant::now() < until);
         let wish = Wish {
             user: &principal.user,
             id,
             replica: &self.replica,
             limit: self.limit,
             refuse: self.policy == UserPolicy::Refuse,
-            fleet: &fleet,
+            fleet: if doubtful { &Fleet::default() } else { &known.fleet },
         };
         let (revoked, taken) = tokio::join!(self.revoked(principal), self.store.take_seat(wish));
         // Not before it is known that nothing was revoked: a revoked credential drives nobody out.
@@ -162,6 +176,23 @@ impl Seats {
     /// The store is away.
     pub async fn revoked(&self, principal: &Principal) -> Result<bool, BusError> {
         self.store.revoked(&principal.user, principal.session, principal.issued).await
+    }
+
+    /// Renews the lease of this replica, and learns which others are alive. Whether this replica
+    /// was not known: the store has forgotten it, or others have taken it for gone.
+    async fn beat(&self) -> Result<bool, BusError> {
+        let fleet = self.store.beat(&self.replica).await?;
+        let fresh = fleet.fresh;
+        let mut doubtful = self.known.load().doubtful;
+        if fresh {
+            doubtful = Some(Instant::now() + LEASE);
+            let mut table = self.table();
+            let users: Vec<UserId> = table.users.keys().cloned().collect();
+            table.dirty.extend(users);
+            self.dirty.notify_one();
+        }
+        self.known.store(Arc::new(Known { fleet, doubtful }));
+        Ok(fresh)
     }
 
     fn hold(self: &Arc<Self>, id: ConnectionId, user: &UserId) -> Seat {

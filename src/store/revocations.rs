@@ -57,17 +57,16 @@ pub(super) struct Mark {
 impl Mark {
     /// Adds a revocation.
     fn add(&mut self, at: u64, except: Option<SessionKey>) {
-        match except {
-            None => self.all = self.all.max(at),
-            Some(_) => {
-                if self.session != except {
-                    self.all = self.all.max(self.but);
-                    self.but = 0;
-                }
-                self.session = except;
-                self.but = self.but.max(at);
-            }
+        if except.is_none() {
+            self.all = self.all.max(at);
+            return;
         }
+        if self.session != except {
+            self.all = self.all.max(self.but);
+            self.but = 0;
+        }
+        self.session = except;
+        self.but = self.but.max(at);
     }
 
     /// Whether it is held against this credential. `iat` of a token is mostly in whole seconds,

@@ -1,8 +1,11 @@
 //! Carries orders out on this replica, in a task of its own, so that the subscriber never waits.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -25,6 +28,8 @@ use crate::{
 
 /// Between two tries of a repair while the bus is away.
 const RETRY: Duration = Duration::from_millis(500);
+/// Nobody waits this long for an acknowledgement.
+const WAIT: Duration = Duration::from_secs(10);
 /// Acknowledgements under way; more are left out, and whoever waits reports one fewer.
 const ACKS: usize = 1024;
 
@@ -35,31 +40,20 @@ pub struct Executor {
     registry: Registry,
     heard: mpsc::Receiver<Heard>,
     missed: Arc<AtomicBool>,
-    /// The last order that is known; what is kept after it has been missed. `None` until the first
-    /// look, and then a repair begins at the first order that is kept: orders older than a
-    /// connection do not concern it.
-    last: Option<OrderId>,
-    want: Want,
-    /// What was missed is being read.
+    /// The last order that is known; what is kept after it has been missed. At the start none is,
+    /// and a repair reads everything: where the orders stood when the subscription began cannot be
+    /// asked without a hole.
+    last: OrderId,
+    /// Orders that were given before do not concern anyone here.
+    started: SystemTime,
+    /// What was missed is to be read.
+    wanted: bool,
+    /// It is being read.
     repairing: bool,
     retry: Instant,
 }
 
-/// What is to be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Want {
-    Nothing,
-    /// Where the orders stand, at the start of this replica: older ones do not concern it.
-    Newest,
-    /// What was missed.
-    Missed,
-}
-
-enum Read {
-    Newest(Result<OrderId, BusError>),
-    Missed(Result<Vec<(OrderId, Bytes)>, BusError>),
-}
-
+type Page = Result<Vec<(OrderId, Bytes)>, BusError>;
 type Acks = FuturesUnordered<BoxFuture<'static, Result<(), BusError>>>;
 
 impl Executor {
@@ -76,8 +70,9 @@ impl Executor {
             registry,
             heard,
             missed,
-            last: None,
-            want: Want::Nothing,
+            last: OrderId::default(),
+            started: SystemTime::now(),
+            wanted: false,
             repairing: false,
             retry: Instant::now(),
         }
@@ -86,23 +81,24 @@ impl Executor {
     /// Runs until the subscriber ends.
     pub async fn run(mut self) {
         let mut acks = Acks::new();
-        let mut read: Option<BoxFuture<'static, Read>> = None;
+        let mut reading: Option<BoxFuture<'static, Page>> = None;
         loop {
             self.look();
-            let idle = read.is_none() && self.want != Want::Nothing;
             tokio::select! {
                 heard = self.heard.recv() => match heard {
                     Some(heard) => self.heard(heard, &acks).await,
                     None => return,
                 },
-                answer = poll(&mut read) => {
-                    read = None;
-                    self.read(answer, &acks).await;
+                page = poll(&mut reading) => {
+                    reading = None;
+                    self.read(page, &acks).await;
                 }
                 Some(sent) = acks.next() => if let Err(error) = sent {
                     tracing::debug!(%error, "an acknowledgement was not sent");
                 },
-                () = sleep_until(self.retry), if idle => read = Some(self.ask()),
+                () = sleep_until(self.retry), if self.wanted && reading.is_none() => {
+                    reading = Some(self.ask());
+                }
             }
         }
     }
@@ -110,7 +106,7 @@ impl Executor {
     /// Whether something did not fit into the queue.
     fn look(&mut self) {
         if self.missed.swap(false, Ordering::AcqRel) {
-            self.want = Want::Missed;
+            self.wanted = true;
         }
     }
 
@@ -119,79 +115,67 @@ impl Executor {
         self.look();
         match heard {
             Heard::Order(given) => {
-                // One heard in the middle of a repair says nothing of those before it.
-                if self.want != Want::Missed
+                // One heard before a repair is through says nothing of those before it.
+                if !self.wanted
                     && !self.repairing
                     && let Some(id) = given.id
                 {
-                    self.last = self.last.max(Some(id));
+                    self.last = self.last.max(id);
                 }
                 self.execute(given, false, acks).await;
             }
             Heard::Ack(ack) => self.orders.acknowledged(ack),
-            Heard::Subscribed { again: false } if self.want == Want::Nothing => {
-                self.want = Want::Newest;
-            }
-            Heard::Subscribed { .. } | Heard::Gap => self.want = Want::Missed,
+            Heard::Gap => self.wanted = true,
         }
     }
 
-    /// Begins to read. What is wanted from here on was missed after it and is read next.
-    fn ask(&mut self) -> BoxFuture<'static, Read> {
+    /// Begins to read. What is missed from here on is read after it.
+    fn ask(&mut self) -> BoxFuture<'static, Page> {
         self.retry = Instant::now() + RETRY;
-        let publisher = Arc::clone(&self.orders.0.publisher);
-        match std::mem::replace(&mut self.want, Want::Nothing) {
-            Want::Newest => Box::pin(async move { Read::Newest(publisher.newest().await) }),
-            Want::Missed | Want::Nothing => {
-                self.repairing = true;
-                let after = self.last.unwrap_or_default();
-                Box::pin(async move { Read::Missed(publisher.kept(after).await) })
-            }
-        }
+        self.wanted = false;
+        self.repairing = true;
+        let (publisher, after) = (Arc::clone(&self.orders.0.publisher), self.last);
+        Box::pin(async move { publisher.kept(after).await })
     }
 
-    async fn read(&mut self, read: Read, acks: &Acks) {
-        match read {
-            // After a gap it might pass over what was missed.
-            Read::Newest(Ok(newest)) if self.want == Want::Nothing => {
-                self.last = self.last.max(Some(newest));
+    async fn read(&mut self, page: Page, acks: &Acks) {
+        self.repairing = false;
+        let page = match page {
+            Ok(page) => page,
+            Err(error) => {
+                self.wanted = true;
+                return tracing::debug!(%error, "orders could not be read; this is tried again");
             }
-            Read::Newest(Ok(_)) => {}
-            Read::Missed(Ok(page)) => {
-                self.repairing = false;
-                if page.len() >= PAGE {
-                    self.want = Want::Missed;
-                    self.retry = Instant::now();
+        };
+        if page.len() >= PAGE {
+            self.wanted = true;
+            self.retry = Instant::now();
+        }
+        let mut missed = 0;
+        for (id, payload) in page {
+            self.last = self.last.max(id);
+            match envelope::decode(&payload) {
+                Ok(Decoded::Order(given)) if given.order.reaches(self.started) => {
+                    missed += 1;
+                    self.execute(*given, true, acks).await;
                 }
-                if !page.is_empty() {
-                    tracing::info!(orders = page.len(), "orders that were missed are carried out");
-                }
-                for (id, payload) in page {
-                    self.last = self.last.max(Some(id));
-                    match envelope::decode(&payload) {
-                        Ok(Decoded::Order(given)) => self.execute(*given, true, acks).await,
-                        _ => self.orders.0.metrics.dropped(DropReason::BusInvalid, 1),
-                    }
-                }
+                Ok(Decoded::Order(_)) => {}
+                _ => self.orders.0.metrics.dropped(DropReason::BusInvalid, 1),
             }
-            Read::Newest(Err(error)) => {
-                if self.want == Want::Nothing {
-                    self.want = Want::Newest;
-                }
-                tracing::debug!(%error, "the newest order could not be read; this is tried again");
-            }
-            Read::Missed(Err(error)) => {
-                self.repairing = false;
-                self.want = Want::Missed;
-                tracing::debug!(%error, "orders could not be read; this is tried again");
-            }
+        }
+        if missed > 0 {
+            tracing::info!(missed, "orders that may have been missed are carried out");
         }
     }
 
     async fn execute(&self, given: Given, late: bool, acks: &Acks) {
         let Given { nonce, order, .. } = given;
+        let given = order.given;
         let closed = self.registry.order(order, late).await;
         let Some(nonce) = nonce else { return };
+        if given.elapsed().is_ok_and(|age| age > WAIT) {
+            return;
+        }
         if acks.len() >= ACKS {
             return tracing::debug!("an acknowledgement is left out: too many are under way");
         }
@@ -208,9 +192,9 @@ impl Executor {
     }
 }
 
-async fn poll(read: &mut Option<BoxFuture<'static, Read>>) -> Read {
-    match read {
-        Some(read) => read.await,
+async fn poll(reading: &mut Option<BoxFuture<'static, Page>>) -> Page {
+    match reading {
+        Some(reading) => reading.await,
         None => std::future::pending().await,
     }
 }

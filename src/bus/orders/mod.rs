@@ -47,12 +47,7 @@ pub enum Heard {
     Order(Given),
     /// An acknowledgement.
     Ack(Ack),
-    /// The subscription stands.
-    Subscribed {
-        /// Not the first time: orders may have been missed.
-        again: bool,
-    },
-    /// Messages were dropped.
+    /// Orders may have been missed up to here.
     Gap,
 }
 

@@ -109,21 +109,18 @@ impl Wire {
             .find(|cause| cause.label() == self.cause)?;
         let order = Order {
             subject,
-            except_connection: read(self.except_connection, ConnectionId::parse)?,
-            except_session: read(self.except_session, SessionKey::parse)?,
+            except_connection: read(self.except_connection.as_deref(), ConnectionId::parse).ok()?,
+            except_session: read(self.except_session.as_deref(), SessionKey::parse).ok()?,
             cause,
             given: UNIX_EPOCH.checked_add(Duration::from_millis(self.given))?,
         };
-        Some(Given { id: read(id, OrderId::parse)?, nonce: self.nonce, order })
+        Some(Given { id: read(id, OrderId::parse).ok()?, nonce: self.nonce, order })
     }
 }
 
-/// `None` where there is something that cannot be read.
-fn read<S: AsRef<str>, T>(text: Option<S>, parse: impl Fn(&str) -> Option<T>) -> Option<Option<T>> {
-    match text {
-        None => Some(None),
-        Some(text) => parse(text.as_ref()).map(Some),
-    }
+/// An error where something stands that cannot be read.
+fn read<T>(text: Option<&str>, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, ()> {
+    text.map(|text| parse(text).ok_or(())).transpose()
 }
 
 fn millis(at: SystemTime) -> u64 {

@@ -19,9 +19,6 @@ redis.call('EXPIRE', KEYS[1], 3600)
 redis.call('PUBLISH', KEYS[1], ARGV[2] .. id .. ARGV[3] .. ARGV[1] .. ARGV[4])
 return id";
 
-const NEWEST: &str = "local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-return last[1] and last[1][1] or false";
-
 /// Ids and orders in turn.
 const KEPT: &str = "local read = redis.call('XREAD', 'COUNT', ARGV[2], 'STREAMS', KEYS[1], ARGV[1])
 local flat = {}
@@ -50,14 +47,6 @@ impl Control for RedisPublisher {
         async move {
             let [before, between, after] = envelope::ORDER.map(str::to_owned);
             self.on_control::<String>(GIVE, vec![order, before, between, after]).await.map(drop)
-        }
-        .boxed()
-    }
-
-    fn newest(&self) -> BoxFuture<'_, Result<OrderId, BusError>> {
-        async move {
-            let id: Option<String> = self.on_control(NEWEST, Vec::new()).await?;
-            Ok(id.and_then(|id| OrderId::parse(&id)).unwrap_or_default())
         }
         .boxed()
     }
