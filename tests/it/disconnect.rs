@@ -13,7 +13,7 @@ use crate::support::{
     app::{API_KEY, Answer, Builder, Replica, api_key},
     client::{Dial, End, Seen, Ws},
     jwt::{Jwt, now, token},
-    proxy::Proxy,
+    proxy::{Flow, Proxy},
     redis::RedisServer,
     until,
 };
@@ -59,7 +59,6 @@ fn quick() -> Builder {
         .set("redis.probe_interval", "500ms")
         .set("redis.probe_timeout", "1s")
         .set("ready.redis_grace", "2s")
-        .set("log.level", "info,belfry=debug")
 }
 
 async fn three(redis: &RedisServer) -> Vec<Replica> {
@@ -278,11 +277,29 @@ impl Seen {
     }
 }
 
-/// More than one page of orders, and what its own handshakes missed as well.
+/// The link looks healthy and delivers nothing: that too is noticed, and repaired.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_behind_a_dead_link_carries_it_out_when_it_is_back() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let near = quick().redis(&redis).spawn().await;
+    let far = quick().redis_at(&format!("redis://{}", proxy.address)).spawn().await;
+    let mut tab = Dial::to(&far).query(&in_session("alice", "s-1")).open().await;
+    let mut other = Dial::to(&far).query(&in_session("alice", "s-2")).open().await;
+    // Only what comes back is swallowed, and only on connections that stand.
+    proxy.flow_of_standing(Flow::Pass, Flow::Stall);
+    let answer = order(&near, &json!({"session": "s-1", "revoke": true})).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["acknowledged"], 1, "{answer:?}");
+    is_revoked(&tab.end(PATIENCE).await);
+    other.is_alive().await;
+}
+
+/// More than one page of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hundreds_of_missed_orders_are_all_carried_out() {
     let redis = RedisServer::start().await;
-    let proxy = Proxy::start(redis.address()).await;
+    let mut proxy = Proxy::start(redis.address()).await;
     let near = Arc::new(quick().redis(&redis).spawn().await);
     let far = quick().redis_at(&format!("redis://{}", proxy.address)).spawn().await;
     let mut tabs = Vec::new();
@@ -290,7 +307,6 @@ async fn hundreds_of_missed_orders_are_all_carried_out() {
         tabs.push(Dial::to(&far).query(&token(&format!("user-{n}"))).open().await);
     }
     let mut stays = Dial::to(&far).query(&token("user-600")).open().await;
-    let mut proxy = proxy;
     proxy.refuse().await;
     proxy.cut();
     let lanes: Vec<_> = (0..60)

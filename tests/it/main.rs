@@ -7,6 +7,7 @@
 // that. The queues of test clients hold what a test publishes, which is bounded by the test.
 #![allow(
     clippy::expect_used,
+    clippy::unwrap_used,
     clippy::panic,
     clippy::print_stdout,
     clippy::print_stderr,
