@@ -375,6 +375,61 @@ async fn two_hundred_handshakes_race_with_a_revocation_and_nobody_stays() {
     }
 }
 
+/// The same, held at the narrowest place: Redis has said that nothing was revoked, the answers are
+/// still on their way when the order is given, and both arrive together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_meets_handshakes_under_way_catches_them_all() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let near = Arc::new(quick().redis(&redis).spawn().await);
+    let far = Builder::production()
+        .set("limits.connections_per_user", "1000")
+        .set("redis.probe_timeout", "8s")
+        .set("redis.command_timeout", "1900ms")
+        .redis_at(&format!("redis://{}", proxy.address))
+        .spawn()
+        .await;
+    let mut client = redis.client().await;
+    for run in 1..=5 {
+        let session = format!("s-{run}");
+        let jwt = in_session("alice", &session);
+        proxy.flow_of_standing(Flow::Pass, Flow::Stall);
+        let dialling: Vec<_> = (0..50)
+            .map(|_| {
+                let dial = Dial::to(&far).query(&jwt);
+                tokio::spawn(async move { dial.try_connect().await })
+            })
+            .collect();
+        until("all have their seats", PATIENCE, async || {
+            (client.words("ZCARD ws:seats:alice").await.int() == 50).then_some(())
+        })
+        .await;
+        let giving = near.clone();
+        let body = json!({"session": session, "revoke": true});
+        let given = tokio::spawn(async move { order(&giving, &body).await });
+        until("the order is kept", PATIENCE, async || {
+            (client.words("XLEN ws:control").await.int() == run).then_some(())
+        })
+        .await;
+        proxy.flow_of_standing(Flow::Pass, Flow::Pass);
+        let mut caught = 0;
+        for dialled in dialling {
+            // One that waited too long was told that Redis is away.
+            let Ok(mut ws) = dialled.await.expect("no panic") else { continue };
+            is_revoked(&ws.end(PATIENCE).await);
+            caught += 1;
+        }
+        let answer = given.await.expect("no panic");
+        println!("{caught} of 50 were let in and caught: {}", answer.text);
+        assert!(caught > 0, "no handshake was under way");
+        far.metric_is("connections", 0.0, PATIENCE).await;
+        until("the seats are free", PATIENCE, async || {
+            (client.words("ZCARD ws:seats:alice").await.int() == 0).then_some(())
+        })
+        .await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l16_an_event_is_seen_before_the_disconnect_that_follows_it() {
     let redis = RedisServer::start().await;
