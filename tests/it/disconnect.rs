@@ -390,7 +390,12 @@ async fn an_order_that_meets_handshakes_under_way_catches_them_all() {
         .spawn()
         .await;
     let mut client = redis.client().await;
-    for run in 1..=5 {
+    let mut total = 0;
+    let mut run = 0;
+    // A run in which the machine was too slow for Redis's timeout shows nothing, and harms nothing.
+    while total < 150 {
+        run += 1;
+        assert!(run <= 20, "only {total} handshakes were under way in {run} runs");
         let session = format!("s-{run}");
         let jwt = in_session("alice", &session);
         proxy.flow_of_standing(Flow::Pass, Flow::Stall);
@@ -400,10 +405,12 @@ async fn an_order_that_meets_handshakes_under_way_catches_them_all() {
                 tokio::spawn(async move { dial.try_connect().await })
             })
             .collect();
-        until("all have their seats", PATIENCE, async || {
-            (client.words("ZCARD ws:seats:alice").await.int() == 50).then_some(())
-        })
-        .await;
+        let begun = Instant::now();
+        while client.words("ZCARD ws:seats:alice").await.int() < 50
+            && begun.elapsed() < Duration::from_secs(1)
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let giving = near.clone();
         let body = json!({"session": session, "revoke": true});
         let given = tokio::spawn(async move { order(&giving, &body).await });
@@ -416,15 +423,23 @@ async fn an_order_that_meets_handshakes_under_way_catches_them_all() {
         for dialled in dialling {
             // One that waited too long was told that Redis is away.
             let Ok(mut ws) = dialled.await.expect("no panic") else { continue };
-            is_revoked(&ws.end(PATIENCE).await);
-            caught += 1;
+            let end = ws.end(PATIENCE).await;
+            // One that began too late was refused by the revocation.
+            assert!(matches!(end.code, 4403 | 1008), "{end:?}");
+            caught += usize::from(end.code == 4403);
         }
         let answer = given.await.expect("no panic");
         println!("{caught} of 50 were let in and caught: {}", answer.text);
-        assert!(caught > 0, "no handshake was under way");
+        total += caught;
         far.metric_is("connections", 0.0, PATIENCE).await;
         until("the seats are free", PATIENCE, async || {
             (client.words("ZCARD ws:seats:alice").await.int() == 0).then_some(())
+        })
+        .await;
+        until("handshakes are taken", PATIENCE, async || {
+            let ws = Dial::to(&far).query(&token("bob")).try_connect().await.ok()?;
+            ws.close().await;
+            Some(())
         })
         .await;
     }
