@@ -13,19 +13,23 @@ use crate::{
     bus::{
         Feed, Publisher,
         memory::{Capacity, MemoryBus},
+        orders::{self, Ear, Executor, Orders},
         redis,
         subscriber::{self, Health, Subscriber},
     },
     config::{self, Config, Method, Profile},
     gate::Gate,
     http::{
-        internal, public,
+        internal,
+        logout::Logouts,
+        public,
         server::{self, PublicServer},
     },
     lifecycle::{Lifecycle, Phase, Stop, Vital},
     outbox::Bounds,
     registry::Registry,
     rotation,
+    seats::{Keeper, Seats},
     store::{self, Store, memory::MemoryStore, redis::RedisStore, sessions::Endings},
     telemetry::Metrics,
     tls::{self, Tls},
@@ -75,6 +79,8 @@ pub async fn run(
     let (publisher, feed, store) = broker(&config)?;
     let (authenticator, endings) = authenticator(&config, &store, &metrics)?;
     let keys = Arc::new(ApiKeys::new(config.api.keys.clone()));
+    let Together { orders, executor, ear, seats, keeper, logouts } =
+        together(&config, &publisher, &store, &registry, &metrics, &authenticator);
 
     let public_listener = server::listen(config.public.bind, config.public.backlog)?;
     let internal_listener = server::listen(config.internal.bind, config.public.backlog)?;
@@ -102,7 +108,8 @@ pub async fn run(
             lifecycle: Arc::clone(&lifecycle),
             gate: Gate::new(config.gate.clone()),
             registry: registry.clone(),
-            seats: Arc::default(),
+            seats: Arc::clone(&seats),
+            logouts: config.auth.backchannel_public.then(|| Arc::clone(&logouts)),
             bounds: Bounds { frames: config.limits.queue_events, bytes: config.limits.queue_bytes },
             inbound_bytes: config.limits.inbound_bytes,
             metrics: metrics.clone(),
@@ -122,6 +129,8 @@ pub async fn run(
             ready: config.ready.clone(),
             health: Arc::clone(&health),
             lifecycle: Arc::clone(&lifecycle),
+            orders,
+            logouts,
             metrics: metrics.clone(),
         }),
         internal_tls.clone(),
@@ -135,9 +144,12 @@ pub async fn run(
         publisher,
         registry.clone(),
         health,
+        ear,
         metrics.clone(),
         subscriber_settings(&config),
     );
+    let executor = actix_rt::spawn(executor.run());
+    let keeper = actix_rt::spawn(keeper.run());
     let mut subscriber = actix_rt::spawn(subscriber.run());
     let following = Arc::clone(&authenticator);
     let following = actix_rt::spawn(async move { following.follow().await });
@@ -176,7 +188,10 @@ pub async fn run(
     // are under way get their answer.
     public_handle.stop(false).await;
     internal_handle.stop(in_order).await;
+    keeper.abort();
+    Keeper::finish(&seats).await;
     subscriber.abort();
+    executor.abort();
     rotation.abort();
     certificates.abort();
     following.abort();
@@ -243,6 +258,43 @@ async fn watch(endings: Words, authenticator: Arc<Authenticator>, registry: Regi
         // Many that end one after another are told together.
         tokio::time::sleep(TOGETHER).await;
     }
+}
+
+/// What replicas do together, beside events: orders, and the count of a user's connections.
+struct Together {
+    orders: Orders,
+    executor: Executor,
+    ear: Ear,
+    seats: Arc<Seats>,
+    keeper: Keeper,
+    logouts: Arc<Logouts>,
+}
+
+fn together(
+    config: &Config,
+    publisher: &Arc<dyn Publisher>,
+    store: &Arc<dyn Store>,
+    registry: &Registry,
+    metrics: &Metrics,
+    authenticator: &Arc<Authenticator>,
+) -> Together {
+    let replica = uuid::Uuid::now_v7().simple().to_string();
+    let (orders, executor, ear) = orders::road(
+        &replica,
+        Arc::clone(publisher),
+        Arc::clone(store),
+        registry.clone(),
+        metrics.clone(),
+        config.auth.revocation_ttl,
+    );
+    let (seats, keeper) = Seats::new(&replica, Arc::clone(store), orders.clone(), &config.limits);
+    let logouts = Arc::new(Logouts {
+        authenticator: Arc::clone(authenticator),
+        orders: orders.clone(),
+        store: Arc::clone(store),
+        token_bytes: config.auth.token_bytes,
+    });
+    Together { orders, executor, ear, seats, keeper, logouts }
 }
 
 fn subscriber_settings(config: &Config) -> subscriber::Settings {

@@ -257,7 +257,13 @@ impl Order {
     /// came after it.
     #[must_use]
     pub fn reaches(&self, made: SystemTime) -> bool {
-        made <= self.given + Self::SKEW
+        made <= self.reach()
+    }
+
+    /// When the last connection was made that is old enough.
+    #[must_use]
+    pub fn reach(&self) -> SystemTime {
+        self.given.checked_add(Self::SKEW).unwrap_or(self.given)
     }
 }
 

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
-pub use super::fault::Fault;
+pub use super::{fault::Fault, logout::Logout};
 use super::{
     jwks::{Certainty, Jwks},
     keys::{self, Key, Signed, Tried},
@@ -131,6 +131,15 @@ impl Verifier {
             return Err(Fault::Logout);
         }
         self.principal(&verified)
+    }
+
+    /// Who has logged out, as a logout token says.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub async fn logout(&self, token: &str) -> Result<Logout, Fault> {
+        let Verified { issuer, claims, .. } = self.claims(token).await?;
+        Logout::read(&claims, &issuer.rules.user_claim)
     }
 
     /// What a token says, whatever it is for: signature, issuer, audience and times hold.
@@ -331,7 +340,7 @@ pub fn is_logout(claims: &Claims) -> bool {
     claims.get("events").is_some_and(|events| events.get(LOGOUT_EVENT).is_some())
 }
 
-fn text<'a>(claims: &'a Claims, name: &str) -> Result<Option<&'a str>, Fault> {
+pub(super) fn text<'a>(claims: &'a Claims, name: &str) -> Result<Option<&'a str>, Fault> {
     match claims.get(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
@@ -341,7 +350,7 @@ fn text<'a>(claims: &'a Claims, name: &str) -> Result<Option<&'a str>, Fault> {
 
 /// A `NumericDate` (RFC 7519 §2): seconds since the epoch, a fraction allowed. Dates beyond what a
 /// clock can say count as the furthest one it can.
-fn moment(value: &Value) -> Option<SystemTime> {
+pub(super) fn moment(value: &Value) -> Option<SystemTime> {
     let seconds = value.as_f64().filter(|seconds| seconds.is_finite() && *seconds >= 0.0)?;
     let ahead = Duration::try_from_secs_f64(seconds).unwrap_or(FURTHEST).min(FURTHEST);
     UNIX_EPOCH.checked_add(ahead)

@@ -24,6 +24,7 @@ pub mod groups;
 pub mod jwks;
 pub mod jwt;
 pub mod keys;
+pub mod logout;
 pub mod origin;
 pub mod session;
 pub mod ticket;
@@ -255,6 +256,14 @@ impl Authenticator {
     /// Names the rule that fails; [`Fault::Away`] where that cannot be known now.
     pub async fn verify(&self, token: &str) -> Result<Principal, Fault> {
         self.verifier().verify(token).await
+    }
+
+    /// Checks a logout token of an issuer.
+    ///
+    /// # Errors
+    /// Names the rule that fails.
+    pub async fn logout(&self, token: &str) -> Result<jwt::Logout, Fault> {
+        self.verifier().logout(token).await
     }
 
     fn find(&self, head: Head<'_>, kinds: &[Method]) -> Result<Option<(Method, String)>, Method> {

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::orders::{Ack, Given, OrderId, Wire};
 use crate::event::UserId;
 
 /// How every head begins; a version follows.
@@ -37,13 +38,25 @@ pub struct Event<'a> {
     pub sender: Option<&'a str>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// How an order is put together around its place and its own JSON. Redis does it, which alone
+/// knows the place in time.
+pub const ORDER: [&str; 3] =
+    [r#"{"belfry":{"v":1,"id":""#, r#"","order":"#, r#"},"type":"belfry.order"}"#];
+
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Head {
     v: u32,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     except: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     probe: Option<String>,
+    /// The place of an order that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    order: Option<Wire>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ack: Option<Ack>,
 }
 
 /// A message that was read from a channel.
@@ -58,6 +71,10 @@ pub enum Decoded<'a> {
     },
     /// A replica's own probe.
     Probe(String),
+    /// An order to close connections.
+    Order(Box<Given>),
+    /// A replica has carried one out.
+    Ack(Ack),
     /// A neighbour's JSON object, to be delivered as it came.
     Raw(&'a str),
 }
@@ -77,7 +94,7 @@ pub enum Poison {
 /// Never for strings and valid JSON; the signature is the serialiser's.
 pub fn encode(event: &Event<'_>, except: &[UserId]) -> Result<Bytes, serde_json::Error> {
     let except = except.iter().map(|user| user.as_str().to_owned()).collect();
-    join(&Head { v: VERSION, except, probe: None }, &serde_json::to_vec(event)?)
+    join(&Head { v: VERSION, except, ..Head::default() }, &serde_json::to_vec(event)?)
 }
 
 /// Writes a probe. A neighbour who forwards it to browsers does no harm: clients ignore types of
@@ -86,8 +103,27 @@ pub fn encode(event: &Event<'_>, except: &[UserId]) -> Result<Bytes, serde_json:
 /// # Errors
 /// As [`encode`].
 pub fn encode_probe(id: &str) -> Result<Bytes, serde_json::Error> {
-    let head = Head { v: VERSION, except: Vec::new(), probe: Some(id.to_owned()) };
+    let head = Head { v: VERSION, probe: Some(id.to_owned()), ..Head::default() };
     join(&head, br#"{"type":"belfry.probe"}"#)
+}
+
+/// Writes an order; `order` is its own JSON, `id` its place if it is kept. As harmless to browsers
+/// as a probe.
+#[must_use]
+pub fn encode_order(id: Option<OrderId>, order: &str) -> Bytes {
+    let [before, between, after] = ORDER;
+    match id {
+        Some(id) => format!("{before}{id}{between}{order}{after}").into(),
+        None => format!(r#"{{"belfry":{{"v":1,"order":{order}{after}"#).into(),
+    }
+}
+
+/// Writes an acknowledgement.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_ack(ack: Ack) -> Result<Bytes, serde_json::Error> {
+    join(&Head { v: VERSION, ack: Some(ack), ..Head::default() }, br#"{"type":"belfry.ack"}"#)
 }
 
 fn join(head: &Head, object: &[u8]) -> Result<Bytes, serde_json::Error> {
@@ -108,7 +144,7 @@ pub fn decode(payload: &[u8]) -> Result<Decoded<'_>, Poison> {
         return object(text).map(|()| Decoded::Raw(text));
     };
     let (head, tail) = match rest.strip_prefix(PLAIN) {
-        Some(tail) => (Head { v: VERSION, except: Vec::new(), probe: None }, tail),
+        Some(tail) => (Head { v: VERSION, ..Head::default() }, tail),
         None => split(payload)?,
     };
     if head.v != VERSION {
@@ -116,6 +152,13 @@ pub fn decode(payload: &[u8]) -> Result<Decoded<'_>, Poison> {
     }
     if let Some(id) = head.probe {
         return Ok(Decoded::Probe(id));
+    }
+    if let Some(order) = head.order {
+        let given = order.read(head.id.as_deref()).ok_or(Poison::Invalid)?;
+        return Ok(Decoded::Order(Box::new(given)));
+    }
+    if let Some(ack) = head.ack {
+        return Ok(Decoded::Ack(ack));
     }
     // The whole is one object and the head one of its members, so the rest, in braces, is one too.
     // An event has a type at least; an empty object is none of ours.
@@ -195,6 +238,22 @@ mod tests {
         let wire = encode_probe("r:1").unwrap();
         assert_eq!(decode(&wire), Ok(Decoded::Probe("r:1".into())));
         assert!(serde_json::from_slice::<serde_json::Value>(&wire).is_ok());
+    }
+
+    #[test]
+    fn an_order_is_no_event() {
+        let json = r#"{"user":"a","cause":"revoked","given":1}"#;
+        for id in [None, OrderId::parse("5-7")] {
+            let wire = encode_order(id, json);
+            let Ok(Decoded::Order(given)) = decode(&wire) else { panic!("{wire:?}") };
+            assert_eq!(given.id, id);
+            assert!(serde_json::from_slice::<serde_json::Value>(&wire).is_ok());
+        }
+        for json in ["{}", "7", r#"{"user":"a","cause":"none","given":1}"#, r#"{"user":7}"#] {
+            assert_eq!(decode(&encode_order(None, json)), Err(Poison::Invalid), "{json}");
+        }
+        let ack = Ack { order: "n".into(), replica: "r".into(), closed: 3 };
+        assert_eq!(decode(&encode_ack(ack.clone()).unwrap()), Ok(Decoded::Ack(ack)));
     }
 
     #[test]

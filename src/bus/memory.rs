@@ -1,6 +1,12 @@
 //! The bus of one replica: a queue from whoever publishes to the subscriber actor.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -9,7 +15,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{BusError, Destination, Feed, Incoming, Message, Publisher};
+use super::{
+    BusError, Destination, Feed, Incoming, Message, Publisher, control::Control, envelope,
+    orders::OrderId,
+};
 
 /// How much may wait for the subscriber actor, and how long a publisher waits for room.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +54,8 @@ pub struct MemoryPublisher {
     queue: mpsc::Sender<Waiting>,
     room: Arc<Semaphore>,
     capacity: Capacity,
+    /// Orders that were given.
+    orders: Arc<AtomicU64>,
 }
 
 /// Takes them out.
@@ -62,7 +73,7 @@ impl MemoryBus {
         let (sender, receiver) = mpsc::channel(capacity.messages.max(1));
         let room = Arc::new(Semaphore::new(capacity.bytes as usize));
         (
-            MemoryPublisher { queue: sender, room, capacity },
+            MemoryPublisher { queue: sender, room, capacity, orders: Arc::default() },
             MemoryFeed { queue: receiver, subscribed: Some(false) },
         )
     }
@@ -101,6 +112,19 @@ impl Publisher for MemoryPublisher {
 
     fn is_up(&self) -> bool {
         !self.queue.is_closed()
+    }
+}
+
+/// Nothing is lost on the way to the one replica there is, so nothing is kept.
+impl Control for MemoryPublisher {
+    fn give(&self, order: String) -> BoxFuture<'_, Result<(), BusError>> {
+        let count = self.orders.fetch_add(1, Ordering::Relaxed) + 1;
+        let payload = envelope::encode_order(Some(OrderId::at(count)), &order);
+        self.publish(vec![Message { to: Destination::Control, payload }])
+    }
+
+    fn kept(&self, _after: OrderId) -> BoxFuture<'_, Result<Vec<(OrderId, Bytes)>, BusError>> {
+        std::future::ready(Ok(Vec::new())).boxed()
     }
 }
 

@@ -13,8 +13,10 @@ use futures_util::future::BoxFuture;
 
 use crate::event::Channel;
 
+pub mod control;
 pub mod envelope;
 pub mod memory;
+pub mod orders;
 pub mod redis;
 pub mod subscriber;
 #[cfg(test)]
@@ -34,7 +36,7 @@ pub struct Message {
 pub enum Destination {
     /// Events for browsers.
     Events(Channel),
-    /// Words between replicas: probes, later orders.
+    /// Words between replicas: probes, orders and their acknowledgements.
     Control,
     /// A channel beside those of users (`…user:` + a name no user can have), to prove that what
     /// is published for users comes back.
@@ -56,7 +58,7 @@ pub enum BusError {
 }
 
 /// Puts messages on the bus. Cheap to share; every method may be called from any thread.
-pub trait Publisher: Send + Sync {
+pub trait Publisher: control::Control + Send + Sync {
     /// Publishes all of `messages`, in order for messages of one channel; resolves within the
     /// configured command timeout whatever the broker does.
     ///

@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::{
     BusError, Destination, Feed, Incoming, Message, Publisher,
     envelope::{self, Decoded, Poison},
+    orders::{Ear, Heard},
 };
 use crate::{
     event::{Channel, GapReason},
@@ -104,6 +105,8 @@ pub struct Subscriber {
     publisher: Arc<dyn Publisher>,
     registry: Registry,
     health: Arc<Health>,
+    /// Takes what concerns orders.
+    ear: Ear,
     metrics: Metrics,
     settings: Settings,
     /// Distinguishes this replica's probes from others'.
@@ -140,6 +143,7 @@ impl Subscriber {
         publisher: Arc<dyn Publisher>,
         registry: Registry,
         health: Arc<Health>,
+        ear: Ear,
         metrics: Metrics,
         settings: Settings,
     ) -> Self {
@@ -149,6 +153,7 @@ impl Subscriber {
             publisher,
             registry,
             health,
+            ear,
             metrics,
             settings,
             replica: uuid::Uuid::now_v7().simple().to_string(),
@@ -211,6 +216,7 @@ impl Subscriber {
                 self.all_kinds = true;
                 self.probe = None;
                 if again {
+                    self.ear.hear(Heard::Gap);
                     self.gap.get_or_insert(GapReason::Reconnected);
                 }
             }
@@ -224,6 +230,7 @@ impl Subscriber {
                     count,
                     "messages were dropped: they came faster than they were read"
                 );
+                self.ear.hear(Heard::Gap);
                 self.announce(GapReason::Lagged);
             }
         }
@@ -236,9 +243,21 @@ impl Subscriber {
         }
         let decoded = match envelope::decode(payload) {
             Ok(Decoded::Probe(id)) => return self.probed(&id, &from),
-            Ok(decoded) => decoded,
-            Err(Poison::Invalid) => return self.drop(DropReason::BusInvalid),
+            // Orders stand on the control channel, which is for replicas alone, and nowhere else.
+            Ok(Decoded::Order(given)) if from == Destination::Control => {
+                return self.ear.hear(Heard::Order(*given));
+            }
+            Ok(Decoded::Ack(ack)) if from == Destination::Control => {
+                return self.ear.hear(Heard::Ack(ack));
+            }
             Err(Poison::Version(_)) => return self.drop(DropReason::BusVersion),
+            Err(Poison::Invalid) | Ok(Decoded::Order(_) | Decoded::Ack(_)) => {
+                return self.drop(DropReason::BusInvalid);
+            }
+            Ok(Decoded::Raw(_)) if from == Destination::Control => {
+                return self.drop(DropReason::BusInvalid);
+            }
+            Ok(decoded) => decoded,
         };
         let Destination::Events(to) = from else { return self.drop(DropReason::BusInvalid) };
         let own = matches!(decoded, Decoded::Event { .. });
@@ -253,7 +272,7 @@ impl Subscriber {
                 (except, Frame::event(&format!("{{{members}"), received))
             }
             Decoded::Raw(json) => (Vec::new(), Frame::event(json, received)),
-            Decoded::Probe(_) => return,
+            Decoded::Probe(_) | Decoded::Order(_) | Decoded::Ack(_) => return,
         };
         self.registry.deliver(&Delivery { to, except: except.into(), frame });
     }

@@ -1,17 +1,29 @@
 //! The promises of the bus and the store, kept by both implementations, and what happens to them
 //! when a real Redis fails.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use secrecy::SecretString;
 use tokio::time::{Instant, timeout};
 
-use super::{BusError, Destination, Feed, Incoming, Message, Publisher, memory, redis};
+use super::{
+    BusError, Destination, Feed, Incoming, Message, Publisher,
+    envelope::{self, Decoded},
+    memory, redis,
+};
 use crate::{
     config,
-    event::{Channel, Group, UserId},
-    store::{Claim, IDEMPOTENCY_TTL, Store, memory::MemoryStore, redis::RedisStore},
+    event::{Channel, ConnectionId, Group, SessionKey, UserId},
+    store::{
+        Claim, IDEMPOTENCY_TTL, Store,
+        memory::MemoryStore,
+        redis::RedisStore,
+        seats::{Taken, Wish},
+    },
     testing::{RedisServer, eventually},
 };
 
@@ -274,6 +286,77 @@ promises! {
             bus.store.claim("k", "f", pending).await.unwrap() == Claim::Fresh
         })
         .await;
+    }
+
+    async fn a_revocation_holds_for_its_subject_alone_and_for_its_time(bus) {
+        let store = &bus.store;
+        let [alice, bob] = ["alice", "b:{o}b"].map(|id| UserId::new(id).unwrap());
+        let [s, t] = ["s", "t"].map(|id| Some(SessionKey::of(id)));
+        let at = SystemTime::now();
+        let (before, after) = (Some(at - SOON), Some(at + SOON));
+        assert!(!store.revoked(&alice, s, None).await.unwrap());
+        store.revoke_session(SessionKey::of("s"), Duration::from_millis(300)).await.unwrap();
+        assert!(store.revoked(&alice, s, after).await.unwrap());
+        assert!(!store.revoked(&alice, t, None).await.unwrap());
+        store.revoke_user(&bob, at, s, SOON).await.unwrap();
+        store.revoke_user(&bob, at, t, SOON).await.unwrap();
+        assert!(store.revoked(&bob, None, before).await.unwrap());
+        assert!(store.revoked(&bob, t, None).await.unwrap(), "the first order covers it");
+        assert!(!store.revoked(&bob, t, after).await.unwrap());
+        assert!(!store.revoked(&alice, t, before).await.unwrap());
+        eventually("the session's revocation ends", SOON, || async {
+            !store.revoked(&alice, s, None).await.unwrap()
+        })
+        .await;
+    }
+
+    async fn the_oldest_seats_are_over_and_what_is_not_held_is_gone(bus) {
+        let store = &bus.store;
+        let user = UserId::new("a:{lice}").unwrap();
+        let fleet = store.beat("r").await.unwrap();
+        assert_eq!((fleet.live.as_slice(), fleet.fresh), (&["r".to_owned()][..], true));
+        assert!(!store.beat("r").await.unwrap().fresh);
+        let ids: Vec<ConnectionId> = (0..5).map(|_| ConnectionId::new()).collect();
+        let wish = |n: usize, refuse| Wish {
+            user: &user, id: ids[n], replica: "r", limit: 2, refuse, fleet: &fleet,
+        };
+        let mut last = 0;
+        for n in 0..4 {
+            let taken = store.take_seat(wish(n, false)).await.unwrap();
+            let Taken::Seat { at, over } = taken else { panic!("{taken:?}") };
+            assert!(at > last, "every seat is newer than those before");
+            last = at;
+            assert_eq!(over, ids[..(n + 1).saturating_sub(2)]);
+        }
+        assert_eq!(store.take_seat(wish(4, true)).await.unwrap(), Taken::Full);
+        store.enter_seats("r", &user, &[(ids[3], Some(last))]).await.unwrap();
+        let taken = store.take_seat(wish(4, true)).await.unwrap();
+        assert!(matches!(&taken, Taken::Seat { over, .. } if over.is_empty()), "{taken:?}");
+        assert_eq!(store.take_seat(wish(0, true)).await.unwrap(), Taken::Full);
+        assert_eq!(store.live().await.unwrap(), ["r"]);
+        store.leave("r").await.unwrap();
+        assert!(store.live().await.unwrap().is_empty());
+    }
+
+    async fn an_order_is_heard_by_everyone(mut bus) {
+        let order = r#"{"user":"alice","cause":"revoked","given":1700000000000,"nonce":"n"}"#;
+        let mut places = Vec::new();
+        for _ in 0..2 {
+            bus.publisher.give(order.to_owned()).await.unwrap();
+            let (from, payload) = bus.message().await;
+            assert_eq!(from, Destination::Control);
+            let Ok(Decoded::Order(given)) = envelope::decode(&payload) else { panic!() };
+            assert_eq!(given.nonce.as_deref(), Some("n"));
+            places.push(given.id.unwrap());
+        }
+        assert!(places[0] < places[1]);
+        let kept = bus.publisher.kept(places[0]).await.unwrap();
+        assert!(kept.iter().all(|(id, _)| *id == places[1]), "{kept:?}");
+        assert_eq!(kept.len(), usize::from(bus.redis.is_some()));
+        for (_, payload) in kept {
+            let Ok(Decoded::Order(given)) = envelope::decode(&payload) else { panic!() };
+            assert_eq!(given.id, Some(places[1]));
+        }
     }
 
     async fn one_of_many_claims_is_fresh(bus) {

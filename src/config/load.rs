@@ -7,6 +7,7 @@ use secrecy::SecretString;
 use super::{
     Api, ApiKey, Auth, Config, Drain, Faults, Internal, Jwks, Limits, Log, LogFormat, Method,
     Profile, Public, Ready, Redis, Reject, Reserved, Scope, Session, SessionFormat, Sources,
+    UserPolicy,
     fault::Problem,
     gate, layers,
     reader::{Reader, quoted, quoted_list},
@@ -190,6 +191,12 @@ fn auth(reader: &mut Reader, profile: Profile, redis: &Redis, has_redis: bool) -
             timeout: reader.duration("auth.jwks.timeout", MIN_WAIT..=MINUTE),
         },
         session: session(reader, redis, has_redis),
+        revocation_ttl: reader.duration("auth.revocation_ttl", MINUTE..=30 * DAY),
+        backchannel_public: reader.choice(
+            "auth.backchannel.public",
+            &[("true", true), ("false", false)],
+            false,
+        ),
     };
     jwt::some_key(reader, profile, &auth);
     if auth.methods.is_empty() {
@@ -293,6 +300,12 @@ fn limits(reader: &mut Reader) -> Limits {
         groups: reader.count("limits.groups", 1..=1024),
         data_bytes: reader.size("limits.data_bytes", 64..=16 * MIB),
         body_bytes: reader.size("limits.body_bytes", 1024..=64 * MIB),
+        connections_per_user: reader.count("limits.connections_per_user", 0..=1_000_000),
+        user_policy: reader.choice(
+            "limits.user_policy",
+            &[("oldest", UserPolicy::Oldest), ("refuse", UserPolicy::Refuse)],
+            UserPolicy::Oldest,
+        ),
     }
 }
 
@@ -308,7 +321,6 @@ fn reserved(reader: &mut Reader) -> Reserved {
     Reserved {
         history_events: reader.count("history.events", 0..=100_000),
         history_ttl: reader.duration("history.ttl", Duration::from_secs(1)..=30 * DAY),
-        connections_per_user: reader.count("limits.connections_per_user", 0..=1_000_000),
     }
 }
 

@@ -129,6 +129,19 @@ pub struct Auth {
     pub jwks: Jwks,
     /// Session cookies.
     pub session: Session,
+    /// How long a revocation is remembered: no credential may live longer.
+    pub revocation_ttl: Duration,
+    /// Whether the public listener takes back-channel logouts too, as issuers outside need.
+    pub backchannel_public: bool,
+}
+
+/// `limits.user_policy`: who goes when a user has too many connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserPolicy {
+    /// The oldest, with 4409.
+    Oldest,
+    /// The newest, with 4429.
+    Refuse,
 }
 
 /// A kind of credential, in the order in which they are looked for (contract §2).
@@ -355,6 +368,10 @@ pub struct Limits {
     pub data_bytes: usize,
     /// Longest body of `POST /v1/events`, in bytes.
     pub body_bytes: usize,
+    /// Connections of one user over all replicas; 0 means no limit of its own.
+    pub connections_per_user: usize,
+    /// What happens beyond that.
+    pub user_policy: UserPolicy,
 }
 
 /// `[ready]`
@@ -399,6 +416,4 @@ pub struct Reserved {
     pub history_events: usize,
     /// `history.ttl`: how long to keep them.
     pub history_ttl: Duration,
-    /// `limits.connections_per_user`: connections of one user; 0 means no limit of its own.
-    pub connections_per_user: usize,
 }

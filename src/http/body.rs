@@ -24,7 +24,20 @@ pub async fn json(
     payload: web::Payload,
     limit: usize,
 ) -> Result<Bytes, Problem> {
-    if !is_json(request.headers()) {
+    read(request, payload, limit, "application/json").await
+}
+
+/// Reads the body of a request that must be of this media type.
+///
+/// # Errors
+/// As [`json`].
+pub async fn read(
+    request: &HttpRequest,
+    payload: web::Payload,
+    limit: usize,
+    media_type: &str,
+) -> Result<Bytes, Problem> {
+    if !is(request.headers(), media_type) {
         return Err(Problem::new(Kind::MediaType));
     }
     let too_large =
@@ -50,13 +63,13 @@ pub async fn json(
     tokio::time::timeout(PATIENCE, read).await.unwrap_or_else(|_| Err(Problem::new(Kind::Timeout)))
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+fn is(headers: &HeaderMap, media_type: &str) -> bool {
     let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
     else {
         return false;
     };
     let essence = value.split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case("application/json")
+    essence.eq_ignore_ascii_case(media_type)
 }
 
 fn declared(headers: &HeaderMap) -> Option<u64> {

@@ -11,7 +11,9 @@ use actix_web::{
 };
 
 use super::{
-    events, not_found, ops,
+    disconnect, events,
+    logout::{self, Logouts},
+    not_found, ops,
     problem::{Kind, Problem},
     tickets, wrong_method,
 };
@@ -21,7 +23,7 @@ use crate::{
         api_key::{ApiKeys, Caller},
         groups,
     },
-    bus::{Publisher, subscriber::Health},
+    bus::{Publisher, orders::Orders, subscriber::Health},
     config::{Limits, Ready, Scope},
     lifecycle::Lifecycle,
     store::Store,
@@ -48,6 +50,10 @@ pub struct State {
     pub health: Arc<Health>,
     /// Where this process stands.
     pub lifecycle: Arc<Lifecycle>,
+    /// Closes connections.
+    pub orders: Orders,
+    /// Logs out whom an issuer names.
+    pub logouts: Arc<Logouts>,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -65,6 +71,16 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/v1/tickets")
                 .route(web::post().to(tickets::sell))
+                .default_service(wrong_method("POST")),
+        )
+        .service(
+            web::resource("/v1/disconnect")
+                .route(web::post().to(disconnect::disconnect))
+                .default_service(wrong_method("POST")),
+        )
+        .service(
+            web::resource(logout::ROUTE)
+                .route(web::post().to(logout::internal))
                 .default_service(wrong_method("POST")),
         )
         .service(probe("/livez").route(web::get().to(ops::live)).route(web::head().to(ops::live)))

@@ -3,8 +3,10 @@
 mod admission;
 pub mod body;
 mod cors;
+mod disconnect;
 pub mod events;
 pub mod internal;
+pub mod logout;
 pub mod ops;
 pub mod problem;
 pub mod public;
@@ -28,10 +30,13 @@ async fn not_found() -> HttpResponse {
 
 /// The answer where a route matches, but not for this method: 405, and which would do (RFC 9110
 /// §15.5.6).
+fn not_allowed(allowed: &'static str) -> HttpResponse {
+    let mut response = Problem::new(Kind::Method).response();
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+/// The same, as a route.
 fn wrong_method(allowed: &'static str) -> Route {
-    web::to(move || {
-        let mut response = Problem::new(Kind::Method).response();
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
-        std::future::ready(response)
-    })
+    web::to(move || std::future::ready(not_allowed(allowed)))
 }

@@ -4,7 +4,10 @@ use std::{rc::Rc, sync::Arc};
 
 use actix_web::{http::Method, web};
 
-use super::{not_found, tickets, upgrade, wrong_method};
+use super::{
+    logout::{self, Logouts},
+    not_found, tickets, upgrade, wrong_method,
+};
 use crate::{
     auth::{Authenticator, origin::Origins},
     bus::subscriber::Health,
@@ -39,6 +42,8 @@ pub struct State {
     pub registry: Registry,
     /// Room for each user, over all replicas.
     pub seats: Arc<Seats>,
+    /// Logs out whom an issuer names, where issuers may say so here.
+    pub logouts: Option<Arc<Logouts>>,
     /// Bounds of one connection's queue.
     pub bounds: Bounds,
     /// Longest message from a client.
@@ -72,6 +77,11 @@ pub fn routes(base_path: &str, config: &mut web::ServiceConfig) {
                 .route(web::post().to(tickets::buy))
                 .route(web::method(Method::OPTIONS).to(tickets::preflight))
                 .default_service(wrong_method("POST, OPTIONS")),
+        )
+        .service(
+            web::resource(format!("{base_path}{}", logout::ROUTE))
+                .route(web::post().to(logout::public))
+                .default_service(web::to(logout::elsewhere)),
         )
         .default_service(web::to(not_found));
 }

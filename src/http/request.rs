@@ -37,7 +37,7 @@ pub struct Publish {
 }
 
 /// The members of an object in the order of their names, values unparsed; twice is an error.
-struct Members<'a>(BTreeMap<String, &'a RawValue>);
+pub(super) struct Members<'a>(pub(super) BTreeMap<String, &'a RawValue>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: de::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
@@ -66,15 +66,16 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
+/// What is found wrong with a body.
 #[derive(Default)]
-struct Faults(Vec<Member>);
+pub(super) struct Faults(pub(super) Vec<Member>);
 
 impl Faults {
-    fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+    pub(super) fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
         self.0.push(Member { pointer: pointer.into(), detail: detail.into() });
     }
 
-    fn object<'a>(&mut self, pointer: &str, value: &'a RawValue) -> Option<Members<'a>> {
+    pub(super) fn object<'a>(&mut self, pointer: &str, value: &'a RawValue) -> Option<Members<'a>> {
         match serde_json::from_str(value.get()) {
             Ok(members) => Some(members),
             Err(error) => {
@@ -84,7 +85,7 @@ impl Faults {
         }
     }
 
-    fn parse<'a, T: Deserialize<'a>>(
+    pub(super) fn parse<'a, T: Deserialize<'a>>(
         &mut self,
         pointer: &str,
         value: &'a RawValue,
@@ -97,7 +98,7 @@ impl Faults {
         parsed
     }
 
-    fn unknown(&mut self, pointer: &str, members: Members<'_>) {
+    pub(super) fn unknown(&mut self, pointer: &str, members: Members<'_>) {
         for name in members.0.into_keys() {
             self.add(format!("{pointer}/{}", escape(&name)), "is not a known member");
         }
@@ -111,13 +112,7 @@ impl Faults {
 pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
     // Skipping values takes no stack, so that nesting is no danger here; what is parsed by type
     // further down has its own bound.
-    let whole: &RawValue = serde_json::from_slice(body).map_err(|error| {
-        Problem::new(Kind::NotJson).detail(format!(
-            "line {}, column {}",
-            error.line(),
-            error.column()
-        ))
-    })?;
+    let whole = whole(body)?;
     let mut faults = Faults::default();
     let Some(mut members) = faults.object("", whole) else {
         return Err(Problem::invalid(faults.0));
@@ -172,6 +167,14 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
         }
         _ => Err(Problem::invalid(faults.0)),
     }
+}
+
+/// The body as one JSON value, unparsed.
+pub(super) fn whole(body: &[u8]) -> Result<&RawValue, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        let place = format!("line {}, column {}", error.line(), error.column());
+        Problem::new(Kind::NotJson).detail(place)
+    })
 }
 
 fn required<'a>(
@@ -252,7 +255,7 @@ fn user_list(faults: &mut Faults, pointer: &str, value: &RawValue) -> Option<Vec
     Some(users)
 }
 
-fn name<T>(
+pub(super) fn name<T>(
     faults: &mut Faults,
     pointer: &str,
     value: &RawValue,
@@ -328,6 +331,8 @@ mod tests {
             groups: 1,
             data_bytes: 200,
             body_bytes: 1000,
+            connections_per_user: 0,
+            user_policy: crate::config::UserPolicy::Oldest,
         }
     }
 

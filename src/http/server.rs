@@ -40,6 +40,7 @@ use crate::{
     connection::{Allowance, Credentials, Settings, Standing},
     event::Principal,
     net::Socket,
+    seats::Seats,
     timer::Wheel,
     tls::{Stream, Tls, Turns},
 };
@@ -182,16 +183,26 @@ impl PublicServer {
 }
 
 /// Looks after the credentials of open connections.
-struct Open(Arc<Authenticator>);
+struct Open {
+    authenticator: Arc<Authenticator>,
+    seats: Arc<Seats>,
+}
 
 impl Credentials for Open {
     fn renew(&self, token: String) -> LocalBoxFuture<'static, Result<Principal, &'static str>> {
-        let authenticator = Arc::clone(&self.0);
-        Box::pin(async move { authenticator.verify(&token).await.map_err(|fault| fault.label()) })
+        let (authenticator, seats) = (Arc::clone(&self.authenticator), Arc::clone(&self.seats));
+        Box::pin(async move {
+            let principal = authenticator.verify(&token).await.map_err(|fault| fault.label())?;
+            match seats.revoked(&principal).await {
+                Ok(false) => Ok(principal),
+                Ok(true) => Err("revoked"),
+                Err(_) => Err("unavailable"),
+            }
+        })
     }
 
     fn recheck(&self, principal: &Principal) -> LocalBoxFuture<'static, Standing> {
-        let (authenticator, principal) = (Arc::clone(&self.0), principal.clone());
+        let (authenticator, principal) = (Arc::clone(&self.authenticator), principal.clone());
         Box::pin(async move {
             match authenticator.recheck(&principal).await {
                 Rechecked::Holds(now) => Standing::Holds(Box::new(now)),
@@ -210,7 +221,10 @@ fn worker(
     recheck: Duration,
     inbound: Option<Inbound>,
 ) -> public::Worker {
-    let credentials = Rc::new(Open(Arc::clone(&state.authenticator)));
+    let credentials = Rc::new(Open {
+        authenticator: Arc::clone(&state.authenticator),
+        seats: Arc::clone(&state.seats),
+    });
     let metrics = state.metrics.clone();
     let inbound = inbound.map(|Inbound { per_second, burst }| Allowance { per_second, burst });
     public::Worker {

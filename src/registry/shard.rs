@@ -38,6 +38,9 @@ const REPORT: Duration = Duration::from_millis(500);
 /// Orders are remembered this long for handshakes that were under way when they came, which last
 /// seconds at most.
 const REMEMBER: Duration = Duration::from_secs(60);
+/// A renewal under way takes seconds at most; an order that came meanwhile counts for the session
+/// that it leads to.
+const RENEWAL: Duration = Duration::from_secs(5);
 /// So many orders are remembered at most; the oldest goes.
 const ORDERS: usize = 1024;
 
@@ -68,7 +71,7 @@ pub struct Shard {
     metrics: Rc<WorkerMetrics>,
     state: RefCell<State>,
     leaving: Cell<Option<Duration>>,
-    orders: RefCell<VecDeque<(Instant, Arc<Order>)>>,
+    orders: RefCell<VecDeque<Remembered>>,
     resync: Cell<Resync>,
     ended: RefCell<VecDeque<(Instant, Arc<HashSet<SessionKey>>)>>,
     slow: Throttle,
@@ -82,6 +85,15 @@ enum Resync {
     Telling,
     /// And once more after that, for this reason.
     Again(GapReason),
+}
+
+/// An order, for handshakes that were under way when it came.
+struct Remembered {
+    at: Instant,
+    /// It is about connections whose handshake began up to here. Both times are of this replica's
+    /// own clock, unless the order came late.
+    until: SystemTime,
+    order: Arc<Order>,
 }
 
 #[derive(Default)]
@@ -139,9 +151,8 @@ impl Shard {
         if let Some(spread) = self.leaving.get() {
             outbox.request_leave(Instant::now() + random(spread));
         }
-        for (_, order) in self.orders.borrow().iter() {
-            if order.concerns(member.id, &member.user, member.session) && order.reaches(member.made)
-            {
+        for Remembered { until, order, .. } in self.orders.borrow().iter() {
+            if order.concerns(member.id, &member.user, member.session) && member.made <= *until {
                 outbox.request_close(order.cause);
             }
         }
@@ -258,12 +269,13 @@ impl Shard {
         }
         let mut orders = self.orders.borrow_mut();
         let now = Instant::now();
-        while orders.front().is_some_and(|(at, _)| at.elapsed() > REMEMBER)
+        while orders.front().is_some_and(|oldest| oldest.at.elapsed() > REMEMBER)
             || orders.len() >= ORDERS
         {
             orders.pop_front();
         }
-        orders.push_back((now, order));
+        let until = if late { order.reach() } else { SystemTime::now() };
+        orders.push_back(Remembered { at: now, until, order });
         count
     }
 
@@ -306,8 +318,15 @@ pub struct Registration {
 impl Registration {
     /// Replaces session and groups of this connection, at a renewal.
     pub fn update(&self, session: Option<SessionKey>, groups: Box<[Group]>) {
-        if let Some(entry) = self.shard.state.borrow_mut().connections.get_mut(self.key) {
-            entry.member.session = session;
+        if let Some(entry) = self.shard.state.borrow_mut().connections.get_mut(self.key)
+            && std::mem::replace(&mut entry.member.session, session) != session
+        {
+            let Entry { outbox, member, .. } = entry;
+            for Remembered { at, order, .. } in self.shard.orders.borrow().iter() {
+                if at.elapsed() < RENEWAL && order.concerns(member.id, &member.user, session) {
+                    outbox.request_close(order.cause);
+                }
+            }
         }
         self.set_groups(groups);
     }

@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use tokio::time::Instant;
 
 use super::{
-    Claim, IDEMPOTENCY_TTL, Store,
+    Claim, IDEMPOTENCY_TTL, Store, replicas, revocations, seats,
     tickets::{MemoryTickets, Tickets},
 };
 use crate::bus::BusError;
@@ -37,6 +37,9 @@ pub struct MemoryStore {
     // Held for a lookup, never across an await.
     state: Mutex<State>,
     tickets: MemoryTickets,
+    pub(super) single: replicas::Single,
+    pub(super) revocations: revocations::Memory,
+    pub(super) seats: seats::Memory,
 }
 
 #[derive(Debug, Default)]

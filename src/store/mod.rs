@@ -12,6 +12,9 @@ use crate::bus::BusError;
 
 pub mod memory;
 pub mod redis;
+pub mod replicas;
+pub mod revocations;
+pub mod seats;
 pub mod sessions;
 pub mod tickets;
 
@@ -37,7 +40,9 @@ pub enum Claim {
 }
 
 /// Shared memory of the replicas. Every method resolves within the command timeout.
-pub trait Store: Tickets + Send + Sync {
+pub trait Store:
+    replicas::Replicas + revocations::Revocations + seats::SeatBook + Tickets + Send + Sync
+{
     /// Claims `key` for a request with this fingerprint, for [`IDEMPOTENCY_TTL`]. A claim that is
     /// neither settled nor released ends by itself after `pending` (the publisher died).
     ///

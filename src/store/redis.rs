@@ -3,12 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use fred::interfaces::{KeysInterface, LuaInterface};
-use fred::types::{Expiration, Value};
+use fred::types::{Expiration, FromValue, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{Claim, IDEMPOTENCY_TTL, Store};
 use crate::bus::{BusError, redis::commands::Commands};
 
+mod replicas;
+mod revocations;
+mod seats;
 pub mod sessions;
 mod tickets;
 
@@ -28,8 +31,11 @@ return false";
 #[derive(Clone, Debug)]
 pub struct RedisStore {
     commands: Arc<Commands>,
+    /// Of idempotency keys.
     prefix: String,
     tickets: String,
+    /// Of all keys.
+    root: String,
 }
 
 impl RedisStore {
@@ -40,7 +46,24 @@ impl RedisStore {
             commands,
             prefix: format!("{prefix}idempotency:"),
             tickets: format!("{prefix}ticket:"),
+            root: prefix.to_owned(),
         }
+    }
+
+    /// The key of this name.
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.root)
+    }
+
+    /// Runs a script on one key.
+    async fn script<T: FromValue>(
+        &self,
+        script: &'static str,
+        key: String,
+        arguments: Vec<String>,
+    ) -> Result<T, BusError> {
+        let turn = self.commands.turn(1).await?;
+        turn.run(|client| async move { client.eval(script, key, arguments).await }).await
     }
 
     async fn eval(

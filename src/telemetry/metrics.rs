@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::Method,
-    event::{CloseCause, GapReason},
+    event::{CloseCause, GapReason, Subject},
 };
 
 /// Seconds, from a tenth of a millisecond to ten seconds.
@@ -54,6 +54,7 @@ struct Inner {
     jwks_refreshes: IntCounterVec,
     api_requests: IntCounterVec,
     drain_remaining: IntGauge,
+    revocations: IntCounterVec,
     panics: IntCounter,
     workers: Shared,
 }
@@ -170,6 +171,11 @@ impl Metrics {
                 "drain_remaining_connections",
                 "Connections that a drain has still to close; 0 while none runs.",
             ),
+            revocations: make.counters(
+                "revocations_total",
+                "Orders to close connections that were given here, by what they name.",
+                &["by"],
+            ),
             panics: make.counter("panics_total", "Panics that were caught. Each is a bug."),
             workers: Shared {
                 deliveries: make.counters(
@@ -228,6 +234,9 @@ impl Metrics {
         }
         for result in JwksRefresh::ALL {
             inner.jwks_refreshes.with_label_values(&[result.label()]);
+        }
+        for by in ["user", "session", "connection"] {
+            inner.revocations.with_label_values(&[by]);
         }
         inner.workers.touch();
     }
@@ -304,6 +313,16 @@ impl Metrics {
     /// An issuer's keys were looked at.
     pub fn jwks_refresh(&self, result: JwksRefresh) {
         self.0.jwks_refreshes.with_label_values(&[result.label()]).inc();
+    }
+
+    /// An order to close connections was given.
+    pub fn revocation(&self, subject: &Subject) {
+        let by = match subject {
+            Subject::User(_) => "user",
+            Subject::Session(_) => "session",
+            Subject::Connection(_) => "connection",
+        };
+        self.0.revocations.with_label_values(&[by]).inc();
     }
 
     /// A request to the internal API was answered. `key` is a configured name, `route` a pattern

@@ -7,6 +7,7 @@
 // that. The queues of test clients hold what a test publishes, which is bounded by the test.
 #![allow(
     clippy::expect_used,
+    clippy::unwrap_used,
     clippy::panic,
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -22,12 +23,15 @@ mod support;
 mod addressing;
 mod arrows;
 mod auth;
+mod backchannel;
 mod cli;
 mod delivery;
+mod disconnect;
 mod drain;
 mod gate;
 mod http_api;
 mod jwt;
+mod limits_user;
 mod liveness;
 mod logs;
 mod ops;

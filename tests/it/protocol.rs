@@ -205,7 +205,7 @@ async fn p07_lying_lengths() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p07_two_hundred_lying_lengths_cost_no_memory() {
-    let replica = Replica::start().await;
+    let replica = Builder::production().set("limits.connections_per_user", "0").spawn().await;
     let mut raws = Vec::new();
     for _ in 0..200 {
         raws.push(welcomed(&replica, "alice").await);

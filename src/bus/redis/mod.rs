@@ -12,6 +12,7 @@ use std::sync::{
 use crate::config;
 
 pub(crate) mod commands;
+mod control;
 mod feed;
 mod keys;
 mod link;

@@ -180,7 +180,7 @@ fn names_that_scripts_use_are_read() {
     assert_eq!(config.limits.heartbeat, Duration::from_millis(250));
     assert_eq!(config.limits.queue_bytes, 262_144);
     assert_eq!(config.auth.session.recheck, Duration::from_secs(2));
-    assert_eq!(config.reserved.connections_per_user, 12);
+    assert_eq!(config.limits.connections_per_user, 12);
     assert_eq!(config.reserved.history_events, 0);
     assert_eq!(config.reserved.history_ttl, Duration::from_secs(600));
 }

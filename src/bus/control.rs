@@ -1,0 +1,23 @@
+//! Orders on the control channel: given to all replicas at once, and kept for an hour for those
+//! that did not hear them.
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use super::{BusError, orders::OrderId};
+
+/// So many orders are read at once in a repair.
+pub const PAGE: usize = 256;
+
+/// The road of orders. Every method resolves within the command timeout.
+pub trait Control: Send + Sync {
+    /// Keeps an order and publishes it with its place; `order` is what stands under `order` in the
+    /// head of the message (see [`envelope::encode_order`](super::envelope::encode_order)).
+    ///
+    /// # Errors
+    /// [`BusError::Away`]: whether replicas hear it cannot be known.
+    fn give(&self, order: String) -> BoxFuture<'_, Result<(), BusError>>;
+
+    /// The oldest [`PAGE`] orders after this place, as messages.
+    fn kept(&self, after: OrderId) -> BoxFuture<'_, Result<Vec<(OrderId, Bytes)>, BusError>>;
+}

@@ -1,0 +1,200 @@
+//! Carries orders out on this replica, in a task of its own, so that the subscriber never waits.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{
+    sync::mpsc,
+    time::{Duration, Instant, sleep_until},
+};
+
+use super::{Ack, Given, Heard, OrderId, Orders};
+use crate::{
+    bus::{
+        BusError, Destination, Message,
+        control::PAGE,
+        envelope::{self, Decoded},
+    },
+    registry::Registry,
+    telemetry::DropReason,
+};
+
+/// Between two tries of a repair while the bus is away.
+const RETRY: Duration = Duration::from_millis(500);
+/// Nobody waits this long for an acknowledgement.
+const WAIT: Duration = Duration::from_secs(10);
+/// Acknowledgements under way; more are left out, and whoever waits reports one fewer.
+const ACKS: usize = 1024;
+
+/// See the module.
+pub struct Executor {
+    replica: String,
+    orders: Orders,
+    registry: Registry,
+    heard: mpsc::Receiver<Heard>,
+    missed: Arc<AtomicBool>,
+    /// The last order that is known; what is kept after it has been missed. At the start none is,
+    /// and a repair reads everything: where the orders stood when the subscription began cannot be
+    /// asked without a hole.
+    last: OrderId,
+    /// Orders that were given before do not concern anyone here.
+    started: SystemTime,
+    /// What was missed is to be read.
+    wanted: bool,
+    /// It is being read.
+    repairing: bool,
+    retry: Instant,
+}
+
+type Page = Result<Vec<(OrderId, Bytes)>, BusError>;
+type Acks = FuturesUnordered<BoxFuture<'static, Result<(), BusError>>>;
+
+impl Executor {
+    pub(super) fn new(
+        replica: String,
+        orders: Orders,
+        registry: Registry,
+        heard: mpsc::Receiver<Heard>,
+        missed: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            replica,
+            orders,
+            registry,
+            heard,
+            missed,
+            last: OrderId::default(),
+            started: SystemTime::now(),
+            wanted: false,
+            repairing: false,
+            retry: Instant::now(),
+        }
+    }
+
+    /// Runs until the subscriber ends.
+    pub async fn run(mut self) {
+        let mut acks = Acks::new();
+        let mut reading: Option<BoxFuture<'static, Page>> = None;
+        loop {
+            self.look();
+            tokio::select! {
+                heard = self.heard.recv() => match heard {
+                    Some(heard) => self.heard(heard, &acks).await,
+                    None => return,
+                },
+                page = poll(&mut reading) => {
+                    reading = None;
+                    self.read(page, &acks).await;
+                }
+                Some(sent) = acks.next() => if let Err(error) = sent {
+                    tracing::debug!(%error, "an acknowledgement was not sent");
+                },
+                () = sleep_until(self.retry), if self.wanted && reading.is_none() => {
+                    reading = Some(self.ask());
+                }
+            }
+        }
+    }
+
+    /// Whether something did not fit into the queue.
+    fn look(&mut self) {
+        if self.missed.swap(false, Ordering::AcqRel) {
+            self.wanted = true;
+        }
+    }
+
+    async fn heard(&mut self, heard: Heard, acks: &Acks) {
+        // Also here: what comes through the queue came after what did not fit into it.
+        self.look();
+        match heard {
+            Heard::Order(given) => {
+                // One heard before a repair is through says nothing of those before it.
+                if !self.wanted
+                    && !self.repairing
+                    && let Some(id) = given.id
+                {
+                    self.last = self.last.max(id);
+                }
+                self.execute(given, false, acks).await;
+            }
+            Heard::Ack(ack) => self.orders.acknowledged(ack),
+            Heard::Gap => self.wanted = true,
+        }
+    }
+
+    /// Begins to read. What is missed from here on is read after it.
+    fn ask(&mut self) -> BoxFuture<'static, Page> {
+        self.retry = Instant::now() + RETRY;
+        self.wanted = false;
+        self.repairing = true;
+        let (publisher, after) = (Arc::clone(&self.orders.0.publisher), self.last);
+        Box::pin(async move { publisher.kept(after).await })
+    }
+
+    async fn read(&mut self, page: Page, acks: &Acks) {
+        self.repairing = false;
+        let page = match page {
+            Ok(page) => page,
+            Err(error) => {
+                self.wanted = true;
+                return tracing::debug!(%error, "orders could not be read; this is tried again");
+            }
+        };
+        if page.len() >= PAGE {
+            self.wanted = true;
+            self.retry = Instant::now();
+        }
+        let mut missed = 0;
+        for (id, payload) in page {
+            self.last = self.last.max(id);
+            match envelope::decode(&payload) {
+                Ok(Decoded::Order(given)) if given.order.reaches(self.started) => {
+                    missed += 1;
+                    self.execute(*given, true, acks).await;
+                }
+                Ok(Decoded::Order(_)) => {}
+                _ => self.orders.0.metrics.dropped(DropReason::BusInvalid, 1),
+            }
+        }
+        if missed > 0 {
+            tracing::info!(missed, "orders that may have been missed are carried out");
+        }
+    }
+
+    async fn execute(&self, given: Given, late: bool, acks: &Acks) {
+        let Given { nonce, order, .. } = given;
+        let given = order.given;
+        let closed = self.registry.order(order, late).await;
+        let Some(nonce) = nonce else { return };
+        if given.elapsed().is_ok_and(|age| age > WAIT) {
+            return;
+        }
+        if acks.len() >= ACKS {
+            return tracing::debug!("an acknowledgement is left out: too many are under way");
+        }
+        let closed = u64::try_from(closed).unwrap_or(u64::MAX);
+        let ack = Ack { order: nonce, replica: self.replica.clone(), closed };
+        match envelope::encode_ack(ack) {
+            Ok(payload) => {
+                let publisher = Arc::clone(&self.orders.0.publisher);
+                let message = Message { to: Destination::Control, payload };
+                acks.push(Box::pin(async move { publisher.publish(vec![message]).await }));
+            }
+            Err(error) => tracing::error!(%error, "an acknowledgement could not be written"),
+        }
+    }
+}
+
+async fn poll(reading: &mut Option<BoxFuture<'static, Page>>) -> Page {
+    match reading {
+        Some(reading) => reading.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,165 @@
+//! Keeps what the store says of this replica true: its lease, and the seats of its connections.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+use super::{Known, Seats, Table};
+use crate::{
+    event::UserId,
+    store::{
+        replicas::{Fleet, LEASE},
+        seats::Held,
+    },
+};
+
+/// Between two renewals of the lease: three may fail before it ends.
+const BEAT: Duration = Duration::from_secs(3);
+/// Between two tries while the store is away.
+const RETRY: Duration = Duration::from_millis(200);
+/// How often every seat is entered again, whatever the store says.
+const ROUND: Duration = Duration::from_secs(60);
+/// Between two portions of a round.
+const PACE: Duration = Duration::from_millis(50);
+/// Users that are settled at once.
+const PORTION: usize = 128;
+/// How long the last releases may take.
+const LAST: Duration = Duration::from_secs(1);
+
+/// See the module. There is one for each process.
+pub struct Keeper {
+    seats: Arc<Seats>,
+    /// Users whose turn is still to come in this round.
+    round: Vec<UserId>,
+    next_round: Instant,
+    beat: Instant,
+    /// Nothing is settled before this moment, because it failed just now.
+    patience: Instant,
+}
+
+struct Settling {
+    user: UserId,
+    held: Vec<Held>,
+    changed: Option<u64>,
+}
+
+impl Keeper {
+    pub(super) fn new(seats: Arc<Seats>) -> Self {
+        let now = Instant::now();
+        Self { seats, round: Vec::new(), next_round: now + ROUND, beat: now, patience: now }
+    }
+
+    /// Runs for ever.
+    pub async fn run(mut self) {
+        let mut pace = interval(PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let seats = Arc::clone(&self.seats);
+        loop {
+            let dirty = !seats.table().dirty.is_empty();
+            tokio::select! {
+                () = sleep_until(self.beat) => self.beat().await,
+                () = sleep_until(self.next_round) => self.begin_round(),
+                () = sleep_until(self.patience), if dirty => self.settle_some().await,
+                () = seats.dirty.notified(), if !dirty => {}
+                _ = pace.tick(), if !self.round.is_empty() => self.go_round(),
+            }
+        }
+    }
+
+    /// Settles what is left when this process ends, and ends its lease.
+    pub async fn finish(seats: &Seats) {
+        let last = async {
+            loop {
+                let portion = seats.table().portion();
+                if portion.is_empty() || !settle(seats, portion).await {
+                    break;
+                }
+            }
+            if let Err(error) = seats.store.leave(&seats.replica).await {
+                tracing::debug!(%error, "the lease of this replica ends by itself");
+            }
+        };
+        if timeout(LAST, last).await.is_err() {
+            tracing::debug!("seats of this replica end with its lease");
+        }
+    }
+
+    async fn beat(&mut self) {
+        let before = Instant::now();
+        self.beat = match self.seats.beat().await {
+            Ok(fresh) => {
+                if fresh {
+                    // Once more when every replica has us on its list: until then they may take
+                    // away what we enter now.
+                    self.next_round = before + BEAT * 2;
+                }
+                before + BEAT
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the lease of this replica could not be renewed");
+                // An old list tells nothing: by now it may miss a replica whose seats are as old.
+                let doubtful = self.seats.known.load().doubtful;
+                self.seats.known.store(Arc::new(Known { fleet: Fleet::default(), doubtful }));
+                Instant::now() + RETRY
+            }
+        };
+        debug_assert!(BEAT * 3 < LEASE);
+    }
+
+    fn begin_round(&mut self) {
+        self.next_round = Instant::now() + ROUND;
+        self.round = self.seats.table().users.keys().cloned().collect();
+    }
+
+    fn go_round(&mut self) {
+        let from = self.round.len().saturating_sub(PORTION);
+        self.seats.table().dirty.extend(self.round.drain(from..));
+    }
+
+    async fn settle_some(&mut self) {
+        let portion = self.seats.table().portion();
+        if !settle(&self.seats, portion).await {
+            self.patience = Instant::now() + RETRY;
+        }
+    }
+}
+
+/// All at once, in one round trip; whether the store took it.
+async fn settle(seats: &Seats, portion: Vec<Settling>) -> bool {
+    let mut answers: FuturesUnordered<_> = portion
+        .into_iter()
+        .map(|settling| async move {
+            let answer =
+                seats.store.enter_seats(&seats.replica, &settling.user, &settling.held).await;
+            (settling, answer)
+        })
+        .collect();
+    let mut good = true;
+    while let Some((Settling { user, changed, .. }, answer)) = answers.next().await {
+        let mut table = seats.table();
+        if let Err(error) = &answer {
+            tracing::debug!(%error, "seats could not be settled; this is tried again");
+            good = false;
+        }
+        // What changed meanwhile may have been entered before we said that it is not there.
+        if answer.is_err() || table.users.get(&user).map(|holding| holding.changed) != changed {
+            table.dirty.insert(user);
+        }
+    }
+    good
+}
+
+impl Table {
+    /// Takes some users out of the dirty ones.
+    fn portion(&mut self) -> Vec<Settling> {
+        let users: Vec<UserId> = self.dirty.iter().take(PORTION).cloned().collect();
+        let settling = users.into_iter().map(|user| {
+            self.dirty.remove(&user);
+            let holding = self.users.get(&user);
+            let held = holding.map(|holding| holding.seats.clone()).unwrap_or_default();
+            Settling { held, changed: holding.map(|holding| holding.changed), user }
+        });
+        settling.collect()
+    }
+}
