@@ -1,8 +1,11 @@
 //! The phase of this process, and the signals that move it.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, AtomicU8, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use actix_rt::signal::unix::{Signal, SignalKind, signal};
@@ -108,6 +111,46 @@ impl Drop for Guard {
         }
     }
 }
+
+/// Requests that are being answered.
+#[derive(Clone, Debug, Default)]
+pub struct Underway(Arc<AtomicUsize>);
+
+/// One of them.
+#[derive(Debug)]
+pub struct Answering(Underway);
+
+impl Underway {
+    /// One more, until it is dropped.
+    #[must_use]
+    pub fn begin(&self) -> Answering {
+        self.0.fetch_add(1, Ordering::AcqRel);
+        Answering(self.clone())
+    }
+
+    /// Waits until there is none, or for this long.
+    pub async fn settled(&self, patience: Duration) {
+        let settled = async {
+            while self.0.load(Ordering::Acquire) > 0 {
+                tokio::time::sleep(LOOK).await;
+            }
+            // The last answer is still on its way to the socket.
+            tokio::time::sleep(LOOK * 5).await;
+        };
+        if tokio::time::timeout(patience, settled).await.is_err() {
+            tracing::warn!("requests to the API are cut off by the end of this replica");
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// How often the end of a replica looks whether it may come.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// SIGTERM and SIGINT, which mean the same here: leave.
 pub struct Stop {

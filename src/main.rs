@@ -10,10 +10,13 @@ fn main() -> ExitCode {
         cli::Action::Serve(config) => *config,
         cli::Action::Done(code) => return code,
     };
-    if let Err(error) = telemetry::init(&config.log) {
-        cli::status(&format!("belfry: cannot write log lines: {error}"));
-        return ExitCode::FAILURE;
-    }
+    let _lines = match telemetry::init(&config.log) {
+        Ok(lines) => lines,
+        Err(error) => {
+            cli::status(&format!("belfry: cannot write log lines: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let shown = config.clone();
     let gateway = app::run(config, |public, internal| cli::greet(&shown, public, internal));
     match actix_rt::System::new().block_on(gateway) {

@@ -21,6 +21,10 @@ use socket2::{SockRef, TcpKeepalive};
 /// net under our own deadlines, so it is longer than they are; a shorter one also kills readers
 /// that are slow but alive.
 const USER_TIMEOUT: Duration = Duration::from_secs(45);
+/// Bytes that the kernel takes beyond what the peer's window lets it send. The default is megabytes,
+/// in front of a queue that is bounded for a reason; and a peer that reads slowly must still get to
+/// the close behind them.
+const UNSENT: u32 = 64 * 1024;
 /// Idle time before the kernel asks whether the peer still exists.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -86,6 +90,7 @@ impl Socket {
         tcp.set_nodelay(true)?;
         let options = SockRef::from(&tcp);
         options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        options.set_tcp_notsent_lowat(UNSENT)?;
         options.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
         let state = LinkState {
             wish: Cell::new(Wish::None),

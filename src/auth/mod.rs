@@ -289,14 +289,15 @@ impl Authenticator {
     }
 }
 
+/// A value that is no text counts as well: a bad credential is not skipped for the next.
 fn subprotocol(headers: &HeaderMap) -> Vec<String> {
-    headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|item| item.trim().strip_prefix(TOKEN_PROTOCOL))
-        .map(str::to_owned)
-        .collect()
+    let mut found = Vec::new();
+    for value in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        let items = value.split(',').filter_map(|item| item.trim().strip_prefix(TOKEN_PROTOCOL));
+        found.extend(items.map(str::to_owned));
+    }
+    found
 }
 
 /// Any `Authorization` counts: one of another scheme is a credential that does not hold, and must

@@ -16,9 +16,10 @@ use tokio::{
 };
 
 use super::{
-    BusError, Destination, Feed, Incoming, Message, Publisher, control::Control, envelope,
-    orders::OrderId,
+    BusError, Destination, Feed, Incoming, Message, Once, Published, Publisher, control::Control,
+    envelope, orders::OrderId,
 };
+use crate::store::{Claim, Store as _, memory::MemoryStore};
 
 /// How much may wait for the subscriber actor, and how long a publisher waits for room.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +57,8 @@ pub struct MemoryPublisher {
     capacity: Capacity,
     /// Orders that were given.
     orders: Arc<AtomicU64>,
+    /// Requests that were done once.
+    done: Arc<MemoryStore>,
 }
 
 /// Takes them out.
@@ -73,7 +76,13 @@ impl MemoryBus {
         let (sender, receiver) = mpsc::channel(capacity.messages.max(1));
         let room = Arc::new(Semaphore::new(capacity.bytes as usize));
         (
-            MemoryPublisher { queue: sender, room, capacity, orders: Arc::default() },
+            MemoryPublisher {
+                queue: sender,
+                room,
+                capacity,
+                orders: Arc::default(),
+                done: Arc::default(),
+            },
             MemoryFeed { queue: receiver, subscribed: Some(false) },
         )
     }
@@ -102,6 +111,31 @@ impl Publisher for MemoryPublisher {
                 self.put(message, deadline).await?;
             }
             Ok(())
+        }
+        .boxed()
+    }
+
+    fn publish_once(
+        &self,
+        messages: Vec<Message>,
+        once: Once,
+    ) -> BoxFuture<'_, Result<Published, BusError>> {
+        async move {
+            let Once { key, fingerprint, answer } = &once;
+            match self.done.claim(key, fingerprint, self.capacity.patience * 2).await? {
+                Claim::Fresh => {}
+                Claim::Done { fingerprint: first, answer } if first == *fingerprint => {
+                    return Ok(Published::Before(answer));
+                }
+                Claim::Done { .. } => return Ok(Published::Conflict),
+                Claim::Pending => {
+                    return Err(BusError::Away("the same request is under way".to_owned()));
+                }
+            }
+            match self.publish(messages).await {
+                Ok(()) => self.done.settle(key, fingerprint, answer).await.map(|()| Published::Now),
+                Err(error) => self.done.release(key).await.and(Err(error)),
+            }
         }
         .boxed()
     }

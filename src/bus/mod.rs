@@ -57,6 +57,28 @@ pub enum BusError {
     Refused(String),
 }
 
+/// A request that is to be done once.
+#[derive(Clone, Debug)]
+pub struct Once {
+    /// What it goes by; remembered for [`store::IDEMPOTENCY_TTL`](crate::store::IDEMPOTENCY_TTL).
+    pub key: String,
+    /// What tells it from another request under the same key; without spaces.
+    pub fingerprint: String,
+    /// What its caller is answered, now and whenever it is repeated.
+    pub answer: String,
+}
+
+/// What became of a request that is to be done once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// It was published.
+    Now,
+    /// It had been published before, with this answer; nothing was done.
+    Before(String),
+    /// The key belongs to another request; nothing was done.
+    Conflict,
+}
+
 /// Puts messages on the bus. Cheap to share; every method may be called from any thread.
 pub trait Publisher: control::Control + Send + Sync {
     /// Publishes all of `messages`, in order for messages of one channel; resolves within the
@@ -65,6 +87,18 @@ pub trait Publisher: control::Control + Send + Sync {
     /// # Errors
     /// The first failure. Others of the same call may have been published.
     fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), BusError>>;
+
+    /// Publishes under a key that was not used before, and remembers that it was, in one step: a
+    /// caller who could not know the outcome repeats the call and has it done once.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish); whether it was published and remembered cannot be known, but
+    /// both were or neither.
+    fn publish_once(
+        &self,
+        messages: Vec<Message>,
+        once: Once,
+    ) -> BoxFuture<'_, Result<Published, BusError>>;
 
     /// The same for the subscriber's own probes: tried even while the bus counts as down, since
     /// it is the probe that finds out that it is up again.

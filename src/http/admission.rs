@@ -3,7 +3,7 @@
 //! They take the head of a request and nothing of actix-web, and a refusal is a value, so that any
 //! transport can ask and render the answer its own way.
 
-use actix_http::{RequestHead, header, ws::verify_handshake};
+use actix_http::{RequestHead, Version, header, ws::verify_handshake};
 
 use super::public::State;
 use crate::{
@@ -88,15 +88,15 @@ pub(super) struct Admitted {
     pub(super) made: std::time::SystemTime,
 }
 
-/// A request that may not, and what it occupies until it is answered.
+/// A request that may not, and its address's room, which it keeps until it has been told.
 pub(super) struct Refused {
     pub(super) refusal: Refusal,
-    pub(super) occupied: Option<(Permit, Pass)>,
+    pub(super) pass: Option<Pass>,
 }
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, occupied: None }
+        Self { refusal, pass: None }
     }
 }
 
@@ -105,6 +105,11 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
     let made = std::time::SystemTime::now();
     if let Err(error) = verify_handshake(head) {
         tracing::debug!(%error, "not a valid upgrade");
+        return Err(Refusal::BadRequest("this is not a valid WebSocket upgrade").into());
+    }
+    // actix looks for the word anywhere in the value, and takes any version of HTTP (RFC 6455
+    // §4.2.1, RFC 9110 §7.8).
+    if head.version < Version::HTTP_11 || !upgrades_to_websocket(head) {
         return Err(Refusal::BadRequest("this is not a valid WebSocket upgrade").into());
     }
     if has_body(head) {
@@ -122,7 +127,7 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
     let origin = state.origins.check(&head.headers);
     if let Verdict::Foreign(origin) = origin {
         let refusal = Refusal::Origin(Some(origin));
-        return Err(Refused { refusal, occupied: Some((permit, pass)) });
+        return Err(Refused { refusal, pass: Some(pass) });
     }
     let query = head.uri.query().unwrap_or_default();
     let asked = Head { headers: &head.headers, query, origin: origin == Verdict::Allowed };
@@ -142,7 +147,7 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
                     Refusal::Unauthorized(method)
                 }
             };
-            return Err(Refused { refusal, occupied: Some((permit, pass)) });
+            return Err(Refused { refusal, pass: Some(pass) });
         }
     };
     if !state.health.delivers() {
@@ -154,15 +159,21 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
         Err(NoSeat::Away) => return Err(Refusal::Away(Some(method)).into()),
         Err(NoSeat::Revoked) => {
             let refusal = Refusal::Unauthorized(Some(method));
-            return Err(Refused { refusal, occupied: Some((permit, pass)) });
+            return Err(Refused { refusal, pass: Some(pass) });
         }
         Err(NoSeat::TooMany) => {
             let refusal = Refusal::TooMany(method);
-            return Err(Refused { refusal, occupied: Some((permit, pass)) });
+            return Err(Refused { refusal, pass: Some(pass) });
         }
     };
     let hold = Hold { _pass: pass, _seat: seat };
     Ok(Admitted { id, method, principal, permit, hold, made })
+}
+
+fn upgrades_to_websocket(head: &RequestHead) -> bool {
+    let mut values = head.headers.get_all(header::UPGRADE);
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    value.as_bytes().eq_ignore_ascii_case(b"websocket")
 }
 
 /// A body in front of the first frame would be taken for frames (RFC 6455 §4.1 allows none).

@@ -1,7 +1,5 @@
 //! `POST /v1/events`: where an event begins its road.
 
-use std::time::Duration;
-
 use actix_web::{HttpRequest, HttpResponse, web};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
@@ -14,21 +12,15 @@ use super::{
     request::{self, Publish},
 };
 use crate::{
-    bus::{BusError, Destination, Message, envelope},
+    bus::{BusError, Destination, Message, Once, Published, envelope},
     config::Scope,
     event::Channel,
-    store::Claim,
     telemetry::Target,
 };
 
 const ROUTE: &str = "/v1/events";
 /// Longest `Idempotency-Key`, in characters.
 const KEY_CHARS: usize = 128;
-/// A claimed key whose publisher vanished is free again after this.
-const PENDING: Duration = Duration::from_secs(5);
-/// A second request waits this long for the first, and looks this often.
-const PATIENCE: Duration = Duration::from_millis(1500);
-const PAUSE: Duration = Duration::from_millis(25);
 /// Seconds to wait when the broker is away.
 const RETRY_AFTER: u32 = 2;
 
@@ -57,37 +49,20 @@ async fn accept(
     if broadcast {
         tracing::info!(target: "audit", action = "broadcast", key = &*caller.name, r#type = event.kind);
     }
-    let Some(key) = idempotency_key(request)? else {
-        send(state, &event).await?;
-        return Ok(accepted(EMPTY));
-    };
-    let key = scoped(&key, &caller.name, &event);
-    let fingerprint = digest(Sha256::new().chain_update(&body));
-    if let Some(answer) = claim(state, &key, &fingerprint).await? {
-        return Ok(accepted(&answer));
-    }
-    if let Err(problem) = send(state, &event).await {
-        if let Err(error) = state.store.release(&key).await {
-            tracing::debug!(%error, "an idempotency key stays claimed for a while");
-        }
-        return Err(problem);
-    }
-    if let Err(error) = state.store.settle(&key, &fingerprint, EMPTY).await {
-        // The event is out; a repetition within the next seconds is told to wait, a later one is
-        // published again.
-        tracing::warn!(%error, "an answer could not be remembered for its idempotency key");
-    }
-    Ok(accepted(EMPTY))
+    let once = idempotency_key(request)?.map(|key| Once {
+        key: scoped(&key, &caller.name, &event),
+        fingerprint: digest(Sha256::new().chain_update(&body)),
+        answer: EMPTY.to_owned(),
+    });
+    let answer = send(state, &event, once).await?;
+    Ok(HttpResponse::Accepted().content_type("application/json").body(answer))
 }
 
 /// The answer while events have no ids.
 const EMPTY: &str = "{}";
 
-fn accepted(answer: &str) -> HttpResponse {
-    HttpResponse::Accepted().content_type("application/json").body(answer.to_owned())
-}
-
-async fn send(state: &State, event: &Publish) -> Result<(), Problem> {
+/// Publishes; what the publisher is answered.
+async fn send(state: &State, event: &Publish, once: Option<Once>) -> Result<String, Problem> {
     let begun = Instant::now();
     let wire = envelope::encode(
         &envelope::Event { kind: &event.kind, data: &event.data, sender: event.sender.as_deref() },
@@ -103,9 +78,20 @@ async fn send(state: &State, event: &Publish) -> Result<(), Problem> {
         .iter()
         .map(|to| Message { to: Destination::Events(to.clone()), payload: wire.clone() })
         .collect();
-    let result = state.publisher.publish(messages).await;
+    let result = match once {
+        None => state.publisher.publish(messages).await.map(|()| Published::Now),
+        Some(once) => state.publisher.publish_once(messages, once).await,
+    };
     state.metrics.published(event.target, result.is_ok(), begun.elapsed());
-    result.map_err(|error| unavailable(&error))
+    match result {
+        Ok(Published::Now) => Ok(EMPTY.to_owned()),
+        Ok(Published::Before(answer)) => Ok(answer),
+        Ok(Published::Conflict) => Err(Problem::invalid(vec![Member {
+            pointer: String::new(),
+            detail: "differs from the body that this Idempotency-Key came with first".into(),
+        }])),
+        Err(error) => Err(unavailable(&error)),
+    }
 }
 
 fn unavailable(error: &BusError) -> Problem {
@@ -114,11 +100,15 @@ fn unavailable(error: &BusError) -> Problem {
 }
 
 fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
-    let Some(value) = request.headers().get("idempotency-key") else { return Ok(None) };
+    let mut values = request.headers().get_all("idempotency-key");
+    let (Some(value), more) = (values.next(), values.next()) else { return Ok(None) };
     match value.to_str() {
-        Ok(key) if (1..=KEY_CHARS).contains(&key.len()) => Ok(Some(key.to_owned())),
-        _ => Err(Problem::new(Kind::BadRequest)
-            .detail(format!("Idempotency-Key must have 1 to {KEY_CHARS} printable characters"))),
+        Ok(key) if more.is_none() && (1..=KEY_CHARS).contains(&key.len()) => {
+            Ok(Some(key.to_owned()))
+        }
+        _ => Err(Problem::new(Kind::BadRequest).detail(format!(
+            "Idempotency-Key must stand once, with 1 to {KEY_CHARS} printable characters"
+        ))),
     }
 }
 
@@ -130,7 +120,14 @@ fn scoped(key: &str, caller: &str, event: &Publish) -> String {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
-    for to in &event.to {
+    // The same users in another order are the same target.
+    let mut targets: Vec<&Channel> = event.to.iter().collect();
+    targets.sort_unstable_by_key(|to| match to {
+        Channel::User(user) => user.as_str(),
+        Channel::Group(group) => group.as_str(),
+        Channel::Broadcast => "",
+    });
+    for to in targets {
         let name = match to {
             Channel::User(user) => user.as_str(),
             Channel::Group(group) => group.as_str(),
@@ -140,28 +137,6 @@ fn scoped(key: &str, caller: &str, event: &Publish) -> String {
         hash.update(name);
     }
     digest(hash)
-}
-
-/// Claims the key, or gives the answer that was given for it.
-async fn claim(state: &State, key: &str, fingerprint: &str) -> Result<Option<String>, Problem> {
-    let begun = Instant::now();
-    loop {
-        match state.store.claim(key, fingerprint, PENDING).await.map_err(|e| unavailable(&e))? {
-            Claim::Fresh => return Ok(None),
-            Claim::Done { fingerprint: first, answer } if first == fingerprint => {
-                return Ok(Some(answer));
-            }
-            Claim::Done { .. } => {
-                return Err(Problem::invalid(vec![Member {
-                    pointer: String::new(),
-                    detail: "differs from the body that this Idempotency-Key came with first"
-                        .into(),
-                }]));
-            }
-            Claim::Pending if begun.elapsed() < PATIENCE => tokio::time::sleep(PAUSE).await,
-            Claim::Pending => return Err(Problem::new(Kind::Conflict).retry_after(1)),
-        }
-    }
 }
 
 /// Base64 is as good as hexadecimal for a key, and shorter.

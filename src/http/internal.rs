@@ -25,7 +25,7 @@ use crate::{
     },
     bus::{Publisher, orders::Orders, subscriber::Health},
     config::{Limits, Ready, Scope},
-    lifecycle::Lifecycle,
+    lifecycle::{Answering, Lifecycle, Underway},
     store::Store,
     telemetry::Metrics,
 };
@@ -50,6 +50,8 @@ pub struct State {
     pub health: Arc<Health>,
     /// Where this process stands.
     pub lifecycle: Arc<Lifecycle>,
+    /// Requests that are being answered.
+    pub underway: Underway,
     /// Closes connections.
     pub orders: Orders,
     /// Logs out whom an issuer names.
@@ -122,6 +124,7 @@ pub(super) struct Call<'a> {
     caller: Option<Caller>,
     /// The key has had its share: until when.
     over: Option<Duration>,
+    _answering: Answering,
 }
 
 impl<'a> Call<'a> {
@@ -129,7 +132,7 @@ impl<'a> Call<'a> {
     pub(super) fn new(state: &'a State, route: &'static str, request: &HttpRequest) -> Self {
         let caller = state.keys.caller(request.headers());
         let over = caller.as_ref().and_then(|caller| caller.call().err());
-        Self { state, route, caller, over }
+        Self { state, route, caller, over, _answering: state.underway.begin() }
     }
 
     /// Who calls.

@@ -3,6 +3,7 @@
 use std::{rc::Rc, sync::Arc};
 
 use actix_web::{http::Method, web};
+use tokio::sync::Semaphore;
 
 use super::{
     logout::{self, Logouts},
@@ -28,6 +29,9 @@ pub struct State {
     pub authenticator: Arc<Authenticator>,
     /// Whose pages may connect.
     pub origins: Origins,
+    /// Upgrades that are completed only to say no, all at once: a budget of their own, so that
+    /// strangers do not take the room of those who may come in.
+    pub farewells: Arc<Semaphore>,
     /// What becomes of a bad credential.
     pub reject: Reject,
     /// Whether people are told more (development).

@@ -16,6 +16,8 @@ pub(super) mod ticket;
 
 /// Users that one request may name, as recipients or as exceptions.
 const USERS: usize = 1000;
+/// Faults that one answer names; a body can hold tens of thousands.
+const FAULTS: usize = 100;
 /// Nesting that `data` may have (contract §5).
 const LEVELS: usize = 128;
 
@@ -72,7 +74,9 @@ pub(super) struct Faults(pub(super) Vec<Member>);
 
 impl Faults {
     pub(super) fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
-        self.0.push(Member { pointer: pointer.into(), detail: detail.into() });
+        if self.0.len() < FAULTS {
+            self.0.push(Member { pointer: pointer.into(), detail: detail.into() });
+        }
     }
 
     pub(super) fn object<'a>(&mut self, pointer: &str, value: &'a RawValue) -> Option<Members<'a>> {

@@ -48,7 +48,7 @@ use crate::{
 /// Idle time after which a connection that serves plain requests is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// A request's head must be complete within this (slowloris).
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a refusal or a close, input is read and discarded this long, so that the peer reads the
 /// answer instead of a reset.
 const LINGER: Duration = Duration::from_secs(2);
@@ -159,7 +159,8 @@ impl PublicServer {
         } = self;
         let server = Server::build()
             .workers(workers)
-            .max_concurrent_connections(connections + SPARE)
+            // Of each worker, so that all of them together stay within it.
+            .max_concurrent_connections((connections + SPARE).div_ceil(workers))
             .shutdown_timeout(1)
             .disable_signals()
             .listen("public", listener, move || {

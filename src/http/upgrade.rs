@@ -1,6 +1,6 @@
 //! `GET /ws/notifications`: a browser's request becomes a running connection, or learns why not.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -105,7 +105,7 @@ async fn refuse(
     request: &HttpRequest,
     payload: web::Payload,
     worker: &Worker,
-    Refused { refusal, occupied }: Refused,
+    Refused { refusal, pass }: Refused,
 ) -> HttpResponse {
     let state = &worker.state;
     let Some(cause) = refusal.close(state.explain).filter(|_| state.reject == Reject::Close) else {
@@ -120,6 +120,9 @@ async fn refuse(
         }
         _ => None,
     };
+    let Ok(farewell) = Arc::clone(&state.farewells).try_acquire_owned() else {
+        return respond(&refusal);
+    };
     let (Some(link), outbox) = (request.conn_data::<Link>().cloned(), outbox(worker)) else {
         return respond(&refusal);
     };
@@ -129,7 +132,7 @@ async fn refuse(
         Ok((response, inbound)) => {
             actix_rt::spawn(async move {
                 connection::reject(inbound, outbox, link, cause, detail).await;
-                drop(occupied);
+                drop((farewell, pass));
             });
             response
         }

@@ -5,6 +5,7 @@
 
 use std::io::IsTerminal as _;
 
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::config::{Log, LogFormat};
@@ -17,17 +18,35 @@ pub use labels::{ConnectResult, DropReason, JwksRefresh, Role, Target};
 pub use metrics::Metrics;
 pub use worker::WorkerMetrics;
 
-/// Sets up the log lines of this process, as configured. Lines go to standard output.
+/// Lines that may wait for whoever reads the log; more are dropped.
+const LINES: usize = 16_384;
+
+/// Keeps the log going; dropping it writes what still waits, within a second or so.
+pub struct Lines(#[expect(dead_code, reason = "held for its drop")] WorkerGuard);
+
+/// Sets up the log lines of this process, as configured. Lines go to standard output, through a
+/// thread of their own: a reader that stalls, or is gone, costs lines and nothing else.
 ///
 /// # Errors
 /// When the filter does not parse or a subscriber is installed already.
-pub fn init(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+pub fn init(log: &Log) -> Result<Lines, Box<dyn std::error::Error + Send + Sync>> {
     let filter = filter(&log.level)?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_target(true);
-    match log.format {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES)
+        .thread_name("log")
+        .finish(std::io::stdout());
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(true)
+        .with_writer(writer)
+        // It would say on standard error that standard output is gone, and panic if that is too.
+        .log_internal_errors(false);
+    let set = match log.format {
         LogFormat::Pretty => lines.compact().with_ansi(std::io::stdout().is_terminal()).try_init(),
         LogFormat::Json => lines.json().with_current_span(false).with_span_list(false).try_init(),
-    }
+    };
+    set.map(|()| Lines(guard))
 }
 
 fn filter(level: &str) -> Result<EnvFilter, Box<dyn std::error::Error + Send + Sync>> {

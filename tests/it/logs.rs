@@ -319,8 +319,7 @@ async fn o06_production_logs_are_json_and_orders_are_audited() {
     let audit: Vec<_> = lines.iter().filter(|line| line["target"] == "audit").collect();
     let fields = |action: &str| {
         let line = audit.iter().find(|line| line["fields"]["action"] == action);
-        line.map(|line| line["fields"].clone())
-            .unwrap_or_else(|| panic!("no {action} in {audit:?}"))
+        line.map_or_else(|| panic!("no {action} in {audit:?}"), |line| line["fields"].clone())
     };
     assert_eq!(fields("broadcast")["key"], "tests");
     let refused = fields("refused");

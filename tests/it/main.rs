@@ -7,7 +7,6 @@
 // that. The queues of test clients hold what a test publishes, which is bounded by the test.
 #![allow(
     clippy::expect_used,
-    clippy::unwrap_used,
     clippy::panic,
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -30,6 +29,7 @@ mod disconnect;
 mod drain;
 mod gate;
 mod http_api;
+mod idempotency;
 mod jwt;
 mod limits_user;
 mod liveness;

@@ -17,6 +17,7 @@ pub(super) struct Names {
     group: String,
     broadcast: String,
     control: String,
+    idempotency: String,
 }
 
 impl Names {
@@ -27,7 +28,13 @@ impl Names {
             group: format!("{prefix}group:"),
             broadcast: format!("{prefix}broadcast"),
             control: format!("{prefix}control"),
+            idempotency: format!("{prefix}idempotency:"),
         }
+    }
+
+    /// The key under which a request that was done once is remembered.
+    pub(super) fn idempotency(&self, key: &str) -> String {
+        format!("{}{key}", self.idempotency)
     }
 
     /// The channel of a destination.

@@ -7,7 +7,10 @@ use std::{
     task::Poll,
 };
 
-use fred::interfaces::PubsubInterface;
+use fred::{
+    interfaces::{LuaInterface, PubsubInterface},
+    types::Value,
+};
 use futures_util::{
     StreamExt,
     future::{BoxFuture, FutureExt},
@@ -18,7 +21,10 @@ use super::{
     commands::{Commands, Turn},
     names::Names,
 };
-use crate::bus::{BusError, Message, Publisher};
+use crate::{
+    bus::{BusError, Message, Once, Published, Publisher},
+    store::IDEMPOTENCY_TTL,
+};
 
 /// Puts messages on Redis. See [`commands`](super::commands) for what happens while it is away.
 #[derive(Clone, Debug)]
@@ -52,11 +58,63 @@ impl RedisPublisher {
     }
 }
 
+/// Publishes and remembers in one step. A channel that is refused takes the memory back, so that the
+/// caller may try again; what went out before it is out.
+const PUBLISH_ONCE: &str = "local held = redis.call('GET', KEYS[1])
+if held then return held end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1])
+for i = 3, #ARGV, 2 do
+  local sent = redis.pcall('PUBLISH', ARGV[i], ARGV[i + 1])
+  if type(sent) == 'table' and sent.err then
+    redis.call('DEL', KEYS[1])
+    return sent
+  end
+end
+return false";
+
+/// A place under way stands for so many bytes, so that `redis.inflight` bounds memory as well.
+const PLACE_BYTES: usize = 4 * 1024;
+
+/// The places that these messages take.
+fn weight(messages: &[Message]) -> usize {
+    messages.iter().map(|message| 1 + message.payload.len() / PLACE_BYTES).sum()
+}
+
 impl Publisher for RedisPublisher {
     fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), BusError>> {
         async move {
-            let turn = self.commands.turn(messages.len()).await?;
+            let turn = self.commands.turn(weight(&messages)).await?;
             self.send(&turn, messages).await
+        }
+        .boxed()
+    }
+
+    fn publish_once(
+        &self,
+        messages: Vec<Message>,
+        Once { key, fingerprint, answer }: Once,
+    ) -> BoxFuture<'_, Result<Published, BusError>> {
+        async move {
+            let turn = self.commands.turn(weight(&messages)).await?;
+            let key = self.names.idempotency(&key);
+            let mut arguments: Vec<Value> = vec![
+                IDEMPOTENCY_TTL.as_millis().to_string().into(),
+                format!("{fingerprint} {answer}").into(),
+            ];
+            for Message { to, payload } in messages {
+                arguments.push(self.names.channel(&to).into());
+                arguments.push(Value::Bytes(payload));
+            }
+            let held: Option<String> = turn
+                .run(|client| async move { client.eval(PUBLISH_ONCE, key, arguments).await })
+                .await?;
+            Ok(match held.as_deref().and_then(|held| held.split_once(' ')) {
+                None => Published::Now,
+                Some((first, answer)) if first == fingerprint => {
+                    Published::Before(answer.to_owned())
+                }
+                Some(_) => Published::Conflict,
+            })
         }
         .boxed()
     }

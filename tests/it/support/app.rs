@@ -369,6 +369,22 @@ impl Replica {
             .header("authorization", format!("Bearer {key}"))
             .header("content-type", media)
             .body(body);
+        Self::answer(request).await
+    }
+
+    /// The same with an idempotency key, whose bytes may be any.
+    pub async fn post_once(&self, body: impl Into<reqwest::Body>, once: &str) -> Answer {
+        let request = self
+            .http
+            .post(format!("{}://{}/v1/events", self.scheme, self.internal))
+            .header("authorization", format!("Bearer {API_KEY}"))
+            .header("content-type", "application/json")
+            .header("idempotency-key", once.as_bytes())
+            .body(body);
+        Self::answer(request).await
+    }
+
+    async fn answer(request: reqwest::RequestBuilder) -> Answer {
         let start = Instant::now();
         let response = request.send().await.expect("an answer to POST /v1/events");
         let (status, headers) = (response.status().as_u16(), response.headers().clone());

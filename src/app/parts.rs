@@ -1,0 +1,228 @@
+//! The parts of a replica, made from its configuration and put together.
+
+use std::{sync::Arc, time::Duration};
+
+use actix_web::web;
+use tokio::sync::Semaphore;
+
+use super::StartError;
+use crate::{
+    auth::{
+        self, Authenticator, api_key::ApiKeys, groups, origin::Origins, session::Cookies,
+        ticket::Office,
+    },
+    bus::{
+        Feed, Publisher,
+        memory::{Capacity, MemoryBus},
+        orders::{self, Ear, Executor, Orders},
+        redis,
+        subscriber::{self, Health, Subscriber},
+    },
+    config::{self, Config, Method, Profile},
+    gate::Gate,
+    http::{internal, logout::Logouts, public, server::PublicServer},
+    lifecycle::{Lifecycle, Underway, Vital},
+    outbox::Bounds,
+    registry::Registry,
+    seats::{Keeper, Seats},
+    store::{self, Store, memory::MemoryStore, redis::RedisStore, sessions::Endings},
+    telemetry::Metrics,
+    tls::Tls,
+};
+
+/// Room for what an event has beside its data: type, sender, head and the exceptions.
+const ENVELOPE_BYTES: usize = 512 * 1024;
+
+/// Refused clients that are told why over a WebSocket at the same time; more get a status.
+const FAREWELLS: usize = 256;
+
+/// What the servers and the actors share.
+pub(super) struct Parts {
+    pub(super) metrics: Metrics,
+    pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) vital: Vital,
+    pub(super) underway: Underway,
+    pub(super) registry: Registry,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) keys: Arc<ApiKeys>,
+    pub(super) seats: Arc<Seats>,
+    health: Arc<Health>,
+    publisher: Arc<dyn Publisher>,
+    store: Arc<dyn Store>,
+    orders: Orders,
+    logouts: Arc<Logouts>,
+}
+
+/// What runs by itself once it is started.
+pub(super) struct Actors {
+    pub(super) feed: Box<dyn Feed>,
+    pub(super) ear: Ear,
+    pub(super) executor: Executor,
+    pub(super) keeper: Keeper,
+    /// `None` where no cookie is accepted.
+    pub(super) endings: Option<Box<dyn Endings>>,
+}
+
+/// Makes everything that needs no port.
+pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors), StartError> {
+    let vital = Vital::default();
+    let registry = Registry::new(config.limits.connections, metrics.clone(), vital.clone());
+    let (publisher, feed, store) = broker(config)?;
+    let (authenticator, endings) = authenticator(config, &store, &metrics)?;
+    let replica = uuid::Uuid::now_v7().simple().to_string();
+    let (orders, executor, ear) = orders::road(
+        &replica,
+        Arc::clone(&publisher),
+        Arc::clone(&store),
+        registry.clone(),
+        metrics.clone(),
+        config.auth.revocation_ttl,
+    );
+    let (seats, keeper) = Seats::new(&replica, Arc::clone(&store), orders.clone(), &config.limits);
+    let logouts = Arc::new(Logouts {
+        authenticator: Arc::clone(&authenticator),
+        orders: orders.clone(),
+        store: Arc::clone(&store),
+        token_bytes: config.auth.token_bytes,
+    });
+    let parts = Parts {
+        metrics,
+        lifecycle: Arc::default(),
+        vital,
+        underway: Underway::default(),
+        registry,
+        authenticator,
+        keys: Arc::new(ApiKeys::new(config.api.keys.clone())),
+        seats,
+        health: Arc::default(),
+        publisher,
+        store,
+        orders,
+        logouts,
+    };
+    Ok((parts, Actors { feed, ear, executor, keeper, endings }))
+}
+
+impl Parts {
+    /// The server for browsers.
+    pub(super) fn public(
+        &self,
+        config: &Config,
+        tls: Option<Arc<Tls>>,
+    ) -> Result<PublicServer, StartError> {
+        let origins = Origins::parse(&config.auth.origins)
+            .map_err(|text| StartError::Setting(format!("auth.origins: {text} is no origin")))?;
+        Ok(PublicServer {
+            workers: config.public.workers,
+            base_path: config.public.base_path.clone(),
+            connections: config.limits.connections,
+            heartbeat: config.limits.heartbeat,
+            leeway: config.auth.jwt.leeway,
+            recheck: config.auth.session.recheck,
+            inbound: config.gate.inbound,
+            tls,
+            state: Arc::new(public::State {
+                authenticator: Arc::clone(&self.authenticator),
+                origins,
+                farewells: Arc::new(Semaphore::new(FAREWELLS)),
+                reject: config.auth.reject,
+                explain: config.profile == Profile::Development,
+                health: Arc::clone(&self.health),
+                lifecycle: Arc::clone(&self.lifecycle),
+                gate: Gate::new(config.gate.clone()),
+                registry: self.registry.clone(),
+                seats: Arc::clone(&self.seats),
+                logouts: config.auth.backchannel_public.then(|| Arc::clone(&self.logouts)),
+                bounds: Bounds {
+                    frames: config.limits.queue_events,
+                    bytes: config.limits.queue_bytes,
+                },
+                inbound_bytes: config.limits.inbound_bytes,
+                metrics: self.metrics.clone(),
+            }),
+        })
+    }
+
+    /// What the server for back ends and operators works with.
+    pub(super) fn internal(&self, config: &Config) -> web::Data<internal::State> {
+        web::Data::new(internal::State {
+            publisher: Arc::clone(&self.publisher),
+            store: Arc::clone(&self.store),
+            keys: Arc::clone(&self.keys),
+            authenticator: Arc::clone(&self.authenticator),
+            groups: groups::Rule::new(config),
+            limits: config.limits.clone(),
+            ready: config.ready.clone(),
+            health: Arc::clone(&self.health),
+            lifecycle: Arc::clone(&self.lifecycle),
+            underway: self.underway.clone(),
+            orders: self.orders.clone(),
+            logouts: Arc::clone(&self.logouts),
+            metrics: self.metrics.clone(),
+        })
+    }
+
+    /// The actor that owns this replica's subscription.
+    pub(super) fn subscriber(&self, config: &Config, feed: Box<dyn Feed>, ear: Ear) -> Subscriber {
+        let (probe_interval, probe_timeout) = match &config.redis {
+            Some(redis) => (redis.probe_interval, redis.probe_timeout),
+            None => (Duration::from_secs(2), Duration::from_secs(3)),
+        };
+        let message_bytes = config.limits.data_bytes + ENVELOPE_BYTES;
+        Subscriber::new(
+            feed,
+            Arc::clone(&self.publisher),
+            self.registry.clone(),
+            Arc::clone(&self.health),
+            ear,
+            self.metrics.clone(),
+            subscriber::Settings { probe_interval, probe_timeout, message_bytes },
+        )
+    }
+}
+
+/// Transport encryption, where files for it are configured.
+pub(super) fn encrypt(files: Option<&config::tls::Tls>) -> Result<Option<Arc<Tls>>, StartError> {
+    let tls = files.cloned().map(Tls::new).transpose().map_err(StartError::Setting)?;
+    Ok(tls.map(Arc::new))
+}
+
+type Broker = (Arc<dyn Publisher>, Box<dyn Feed>, Arc<dyn Store>);
+
+fn broker(config: &Config) -> Result<Broker, StartError> {
+    match &config.redis {
+        None => {
+            let (publisher, feed) = MemoryBus::new(Capacity::default());
+            Ok((Arc::new(publisher), Box::new(feed), Arc::new(MemoryStore::default())))
+        }
+        Some(settings) => {
+            let redis = redis::connect(settings)
+                .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
+            let store = RedisStore::new(redis.commands, &settings.prefix);
+            Ok((Arc::new(redis.publisher), Box::new(redis.feed), Arc::new(store)))
+        }
+    }
+}
+
+/// Word of sessions that end; `None` where no cookie is accepted.
+type Words = Option<Box<dyn Endings>>;
+
+/// Whoever checks credentials, with the stores that it asks.
+fn authenticator(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    metrics: &Metrics,
+) -> Result<(Arc<Authenticator>, Words), StartError> {
+    let authenticator = Authenticator::new(config, metrics.clone())
+        .with_tickets(Office::new(config, Arc::clone(store)));
+    let session = &config.auth.session;
+    let wanted = config.auth.methods.contains(&Method::Cookie);
+    let Some(redis) = session.redis.as_ref().filter(|_| wanted) else {
+        return Ok((Arc::new(authenticator), None));
+    };
+    let fields = auth::session::fields(config);
+    let (sessions, endings) = store::redis::sessions::connect(redis, session, fields)
+        .map_err(|error| StartError::Setting(format!("auth.session.redis_url: {error}")))?;
+    let authenticator = authenticator.with_cookies(Cookies::new(config, Arc::new(sessions)));
+    Ok((Arc::new(authenticator), Some(Box::new(endings))))
+}
