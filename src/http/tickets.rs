@@ -96,7 +96,15 @@ async fn serve(
             Problem::new(Kind::BadCredential)
         }
     })?;
-    sold(&state.authenticator, &principal).await
+    // The handshake would refuse the ticket as well; this says so before it is fetched in vain.
+    match state.seats.revoked(&principal).await {
+        Ok(false) => sold(&state.authenticator, &principal).await,
+        Ok(true) => Err(Problem::new(Kind::BadCredential)),
+        Err(error) => {
+            tracing::debug!(%error, "whether a credential was revoked cannot be known");
+            Err(unavailable())
+        }
+    }
 }
 
 /// `POST /v1/tickets`
