@@ -24,6 +24,7 @@ mod arrows;
 mod auth;
 mod backchannel;
 mod cli;
+mod credentials;
 mod delivery;
 mod disconnect;
 mod drain;
