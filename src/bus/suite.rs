@@ -57,6 +57,7 @@ impl Bus {
     fn on(server: RedisServer, credentials: &str) -> Self {
         let settings = config::Redis {
             url: SecretString::from(format!("redis://{credentials}127.0.0.1:{}", server.port)),
+            url_file: None,
             prefix: "ws:".to_owned(),
             connect_timeout: Duration::from_secs(2),
             command_timeout: COMMAND_TIMEOUT,
@@ -698,6 +699,7 @@ async fn everything_ends_when_it_is_dropped() {
 fn a_malformed_address_does_not_leak_its_password() {
     let settings = config::Redis {
         url: SecretString::from("redis://user:hush@host:not-a-port"),
+        url_file: None,
         prefix: "ws:".to_owned(),
         connect_timeout: SOON,
         command_timeout: SOON,

@@ -132,9 +132,9 @@ fn workers(reader: &mut Reader, key: &str) -> usize {
 }
 
 /// The URL of a Redis, where one is set.
-fn redis_url(reader: &mut Reader, key: &str) -> Option<String> {
-    let url = secret(reader, key).map(|(url, _)| url);
-    let shown = match url.as_deref().map(rules::redis_url) {
+fn redis_url(reader: &mut Reader, key: &str) -> Option<(String, Option<PathBuf>)> {
+    let found = secret(reader, key);
+    let shown = match found.as_ref().map(|(url, _)| rules::redis_url(url)) {
         None => String::new(),
         Some(Ok(parts)) => parts.redacted(),
         Some(Err(problem)) => {
@@ -144,14 +144,17 @@ fn redis_url(reader: &mut Reader, key: &str) -> Option<String> {
     };
     reader.note(key, quoted(&shown));
     note_file(reader, &format!("{key}_file"));
-    url
+    found
 }
 
 /// The section, and whether it names a Redis at all.
 fn redis(reader: &mut Reader) -> (Redis, bool) {
-    let url = redis_url(reader, "redis.url");
+    let found = redis_url(reader, "redis.url");
+    let has_redis = found.is_some();
+    let (url, url_file) = found.unwrap_or_default();
     let redis = Redis {
-        url: SecretString::from(url.clone().unwrap_or_default()),
+        url: SecretString::from(url),
+        url_file,
         prefix: reader.string("redis.prefix", rules::redis_prefix),
         connect_timeout: reader.duration("redis.connect_timeout", MIN_WAIT..=MINUTE),
         // The API answers within 2 s whatever Redis does (contract §5).
@@ -161,7 +164,7 @@ fn redis(reader: &mut Reader) -> (Redis, bool) {
         probe_interval: reader.duration("redis.probe_interval", MIN_WAIT..=MINUTE),
         probe_timeout: reader.duration("redis.probe_timeout", MIN_WAIT..=MINUTE),
     };
-    (redis, url.is_some())
+    (redis, has_redis)
 }
 
 fn auth(reader: &mut Reader, profile: Profile, redis: &Redis, has_redis: bool) -> Auth {
@@ -223,7 +226,11 @@ fn session(reader: &mut Reader, redis: &Redis, has_redis: bool) -> Session {
     let own = redis_url(reader, "auth.session.redis_url");
     let session = Session {
         redis: match &own {
-            Some(url) => Some(Redis { url: SecretString::from(url.clone()), ..redis.clone() }),
+            Some((url, file)) => Some(Redis {
+                url: SecretString::from(url.clone()),
+                url_file: file.clone(),
+                ..redis.clone()
+            }),
             None => has_redis.then(|| redis.clone()),
         },
         cookie: reader.string("auth.session.cookie", rules::cookie_name),

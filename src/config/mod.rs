@@ -94,6 +94,8 @@ pub struct Internal {
 pub struct Redis {
     /// `redis://`, `rediss://`, `redis-sentinel://` or `redis-cluster://`; may bear a password.
     pub url: SecretString,
+    /// The file that `url` came from, which is read again when it changes.
+    pub url_file: Option<PathBuf>,
     /// Goes before every channel and key; free of `*`, `?`, `[`, `]`, `\` and spaces.
     pub prefix: String,
     /// Longest wait for a connection.

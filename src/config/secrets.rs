@@ -37,6 +37,18 @@ pub fn hex(bytes: &[u8]) -> String {
     digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
 }
 
+/// Reads the address of a Redis from its file, with the checks that apply at start.
+///
+/// # Errors
+/// Names the path, never the address.
+pub fn redis_url(path: &Path) -> Result<SecretString, Faults> {
+    let url = read(path).and_then(|url| {
+        rules::redis_url(&url)?;
+        Ok(SecretString::from(url))
+    });
+    url.map_err(|problem| at(path, "redis.url", vec![problem]))
+}
+
 /// Reads a JWT secret from its file, with the checks that apply at start.
 ///
 /// # Errors

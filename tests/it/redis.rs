@@ -504,3 +504,40 @@ async fn r14_traffic_for_users_elsewhere() {
     assert!(p99 < Duration::from_secs(1), "p99 {p99:?}");
     replica.metric_is("redis_pubsub_gaps_total", 0.0, PATIENCE).await;
 }
+
+/// The address, and with it the password, comes from a file that changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r13_a_rotated_password_is_followed() {
+    let redis = RedisServer::start().await;
+    let mut admin = redis.client().await;
+    let rights = "~* +@all allchannels";
+    admin.words(&format!("ACL SETUSER belfry on >first-71f3 {rights}")).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("redis-url");
+    let write = |password: &str| {
+        let url = format!("redis://belfry:{password}@{}", redis.address());
+        std::fs::write(&file, url).expect("a file");
+    };
+    write("first-71f3");
+    let replica = quick().set("redis.url_file", file.to_str().expect("a path")).spawn().await;
+    let mut ws = Dial::to(&replica).query(&token("alice")).open().await;
+    replica.to_user("alice", "before").await;
+    ws.event("before").await;
+
+    admin.words("ACL SETUSER belfry resetpass >second-71f3").await;
+    write("second-71f3");
+    until("the new address is taken", PATIENCE, async || {
+        replica.log().contains("\"rotated\"").then_some(())
+    })
+    .await;
+    admin.words("CLIENT KILL USER belfry").await;
+    accepted_again(&replica, RECOVERY).await;
+    replica.becomes("/readyz", 200, PATIENCE).await;
+    until("events arrive again", PATIENCE, async || {
+        replica.to_user("alice", "after").await;
+        let got = tokio::time::timeout(Duration::from_millis(500), ws.event("after")).await;
+        got.is_ok().then_some(())
+    })
+    .await;
+    assert!(!replica.log().contains("-71f3"), "a password is in the log");
+}

@@ -45,7 +45,7 @@ pub(crate) struct Removals {
 impl Removals {
     pub(super) fn start(settings: Arc<LinkSettings>, prefix: &str) -> Self {
         let (sender, removed) = mpsc::channel(WAITING);
-        let database = settings.config.database.unwrap_or(0);
+        let database = settings.config.load().database.unwrap_or(0);
         let names = Names { database, prefix: prefix.to_owned() };
         Self { removed, task: tokio::spawn(watch(settings, names, sender)) }
     }

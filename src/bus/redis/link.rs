@@ -6,8 +6,13 @@
 //! back, and a server that hangs cannot hold the reconnection up, as it does when fred is asked
 //! to reconnect or quit in order.
 
-use std::time::Duration;
+use std::{
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
+use arc_swap::ArcSwap;
 use fred::{
     clients::Client,
     error::Error,
@@ -21,7 +26,7 @@ use fred::{
         },
     },
 };
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
     task::JoinHandle,
@@ -72,7 +77,7 @@ impl Role {
 /// Everything that links are made from, checked once.
 #[derive(Debug)]
 pub(super) struct LinkSettings {
-    pub(super) config: Config,
+    pub(super) config: ArcSwap<Config>,
     connect_timeout: Duration,
     pub(super) command_timeout: Duration,
 }
@@ -82,20 +87,30 @@ pub(super) struct LinkSettings {
 const UNRESPONSIVE: Duration = Duration::from_secs(2);
 
 impl LinkSettings {
-    pub(super) fn new(settings: &config::Redis) -> Result<Self, ConnectError> {
+    /// Also follows the file that the address came from: a new one, with a new password, is used
+    /// from the next connection on.
+    pub(super) fn new(settings: &config::Redis) -> Result<Arc<Self>, ConnectError> {
+        let links = Arc::new(Self {
+            config: ArcSwap::from_pointee(Self::parse(&settings.url)?),
+            connect_timeout: settings.connect_timeout,
+            command_timeout: settings.command_timeout,
+        });
+        if let Some(file) = settings.url_file.clone() {
+            tokio::spawn(follow(Arc::downgrade(&links), file));
+        }
+        Ok(links)
+    }
+
+    fn parse(url: &SecretString) -> Result<Config, ConnectError> {
         // fred's errors about addresses say what is wrong, never the address, which may bear a
         // password.
-        let mut config = Config::from_url(settings.url.expose_secret())
+        let mut config = Config::from_url(url.expose_secret())
             .map_err(|error| ConnectError(error.details().to_owned()))?;
         // A subscriber may send other commands (PING) only in RESP3.
         config.version = RespVersion::RESP3;
         // The first connection is tried for ever, like the rest.
         config.fail_fast = false;
-        Ok(Self {
-            config,
-            connect_timeout: settings.connect_timeout,
-            command_timeout: settings.command_timeout,
-        })
+        Ok(config)
     }
 
     fn connection(&self) -> ConnectionConfig {
@@ -130,6 +145,40 @@ impl LinkSettings {
     }
 }
 
+/// How often the file with the address is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Ends when nobody connects with these settings any more.
+async fn follow(links: Weak<LinkSettings>, file: PathBuf) {
+    let mut complained = false;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(links) = links.upgrade() else { return };
+        let path = file.clone();
+        // Off the event loop: the file may sit on a slow volume.
+        let read = tokio::task::spawn_blocking(move || config::secrets::redis_url(&path)).await;
+        let new = match read {
+            Ok(Ok(url)) => LinkSettings::parse(&url).map_err(|error| error.to_string()),
+            Ok(Err(faults)) => Err(faults.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match new {
+            Ok(new) => {
+                complained = false;
+                if new != **links.config.load() {
+                    links.config.store(Arc::new(new));
+                    tracing::info!(target: "audit", action = "rotated", what = "redis.url");
+                }
+            }
+            Err(why) if !complained => {
+                complained = true;
+                tracing::error!(why, "the address of Redis is no good; the last one stays");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
 /// A client on its way to a connection, or with one.
 pub(super) struct Link {
     pub(super) client: Client,
@@ -159,7 +208,7 @@ impl Link {
         let mut policy = ReconnectPolicy::new_exponential(0, 100, 1_000, 2);
         policy.set_jitter(200);
         let client = Client::new(
-            settings.config.clone(),
+            Config::clone(&settings.config.load()),
             Some(PerformanceConfig {
                 default_command_timeout: settings.command_timeout,
                 broadcast_channel_capacity: role.ring(),

@@ -74,7 +74,7 @@ pub struct Redis {
 /// # Errors
 /// The address is malformed. A Redis that is away is no error.
 pub fn connect(settings: &config::Redis) -> Result<Redis, ConnectError> {
-    let links = Arc::new(LinkSettings::new(settings)?);
+    let links = LinkSettings::new(settings)?;
     let names = Arc::new(Names::new(&settings.prefix));
     let check = Check::Write(format!("{}probe", settings.prefix));
     let commands = Commands::start(Arc::clone(&links), settings.inflight, Role::Publisher, check);
@@ -101,7 +101,7 @@ pub(crate) struct Reading {
 /// # Errors
 /// As [`connect`].
 pub(crate) fn read(settings: &config::Redis, prefix: &str) -> Result<Reading, ConnectError> {
-    let links = Arc::new(LinkSettings::new(settings)?);
+    let links = LinkSettings::new(settings)?;
     let role = Role::Sessions;
     Ok(Reading {
         commands: Commands::start(Arc::clone(&links), settings.inflight, role, Check::Answer),
