@@ -6,15 +6,18 @@ use tokio::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{
-    PATIENCE,
-    app::{Answer, Builder, Replica},
-    client::{Dial, Seen, Ws},
-    jwt::{Jwt, token},
-    percentile,
-    proxy::{Flow, Proxy},
-    redis::RedisServer,
-    tally, until,
+use crate::{
+    sessions::{self, PAGE, cookie, set},
+    support::{
+        PATIENCE,
+        app::{API_KEY, Answer, Builder, Replica},
+        client::{Dial, Seen, Ws},
+        jwt::{Jwt, token},
+        percentile,
+        proxy::{Flow, Proxy},
+        redis::RedisServer,
+        tally, until,
+    },
 };
 
 /// How soon after its return everything must work again.
@@ -425,6 +428,72 @@ async fn r10_no_right_on_the_channels() {
         replica.to_user("alice", "live").await;
         ws.event("live").await;
     }
+}
+
+/// The rule that the README gives to operators is enough, command by command.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r10_the_rights_in_the_readme_are_enough() {
+    let readme = include_str!("../../README.md");
+    let rule = readme.lines().find(|line| line.starts_with("ACL SETUSER")).expect("a rule");
+    let redis = RedisServer::with(&["--notify-keyspace-events", "Kgx"]).await;
+    let mut client = redis.client().await;
+    client.words(&rule.replace("PASSWORD", "hush")).await;
+    let builder = quick()
+        .redis_at(&format!("redis://belfry:hush@{}/0", redis.address()))
+        .set("auth.origins", PAGE)
+        .set("limits.connections_per_user", "1");
+    let replica = sessions::spawn(builder).await;
+    set(&redis, "s", &json!({"user_id": "bob"})).await;
+    client.words("HSET session:h user_id carol").await;
+    // Sessions as strings and as hashes, and word of their end.
+    for id in ["s", "h"] {
+        let mut ws = cookie(&replica, id).open().await;
+        client.words(&format!("DEL session:{id}")).await;
+        assert_eq!(ws.end(PATIENCE).await.code, 4401, "{id}");
+    }
+    // Seats, of which the second takes the first's; events, and such that are done once.
+    let token = Jwt::of("alice").claim("sid", "sid").sign();
+    let mut first = Dial::to(&replica).query(&token).open().await;
+    let mut second = Dial::to(&replica).query(&token).open().await;
+    assert_eq!(first.end(PATIENCE).await.code, 4409);
+    let body = json!({"to": {"user": "alice"}, "type": "t", "data": {"mk": "once"}}).to_string();
+    for _ in 0..2 {
+        assert_eq!(replica.post_once(body.clone(), "key").await.status, 202);
+    }
+    second.event("once").await;
+    // Tickets, orders and revocations.
+    let post = |url: String, key: String, body: &'static str| {
+        let request = replica.http.post(url).header("authorization", format!("Bearer {key}"));
+        request.header("content-type", "application/json").body(body).send()
+    };
+    let url = format!("http://{}/ws/tickets", replica.public);
+    let answer = post(url, token, "").await.expect("an answer");
+    let text = answer.text().await.expect("a whole answer");
+    let ticket: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let mut dial = Dial::to(&replica);
+    dial.path = format!("{}?ticket={}", dial.path, ticket["ticket"].as_str().expect("a ticket"));
+    let mut third = dial.open().await;
+    for body in [
+        r#"{"session":"sid","revoke":true}"#,
+        r#"{"user":"alice","revoke":true,"except_session":"other"}"#,
+    ] {
+        let url = format!("http://{}/v1/disconnect", replica.internal);
+        let answer = post(url, API_KEY.to_owned(), body).await.expect("an answer");
+        assert_eq!(answer.status().as_u16(), 200, "{body}");
+    }
+    assert_eq!(third.end(PATIENCE).await.code, 4403);
+    // Missed orders are read again, and a replica leaves in order.
+    client.words("CLIENT KILL TYPE pubsub").await;
+    until("it hears again", PATIENCE, async || {
+        (replica.log().matches("\"subscribed\"").count() > 1).then_some(())
+    })
+    .await;
+    replica.becomes("/readyz", 200, PATIENCE).await;
+    replica.process.signal(nix::sys::signal::Signal::SIGTERM);
+    replica.process.end(PATIENCE).await;
+    // Redis keeps what it refused. A name for the connection is a nicety.
+    let refused = redis.cli(&["ACL", "LOG"]);
+    assert!(refused.is_empty(), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
