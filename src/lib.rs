@@ -8,8 +8,8 @@
 //! 4. [`registry`] finds the connections it is for, one shard per worker;
 //! 5. [`outbox`] queues it for a connection, and [`connection::websocket`] writes it.
 //!
-//! Arrows run one way: `main → cli → app → http → {auth, connection} → bus, store → registry →
-//! outbox → event, config`.
+//! Arrows run one way: `main → cli → app → http → {auth, connection, gate, seats} → bus, store →
+//! registry → outbox → event, config`.
 
 pub mod app;
 pub mod auth;

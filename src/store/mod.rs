@@ -1,8 +1,8 @@
-//! What replicas remember together, beside the events: idempotency keys and [`tickets`]. The
-//! [`sessions`] of a back end are only read, possibly from another Redis.
+//! What replicas remember together, beside the events: what was done once, [`tickets`],
+//! [`revocations`], the [`seats`] of users, and which [`replicas`] are alive. The [`sessions`] of a
+//! back end are only read, possibly from another Redis.
 //!
-//! One trait, in memory and on Redis, and one suite of tests for both. Presence, limits and
-//! revocations join it when the capabilities that need them do.
+//! One trait, in memory and on Redis, and one suite of tests for both.
 
 use std::time::Duration;
 

@@ -234,12 +234,14 @@ async fn c09_nothing_is_learnt_from_errors() {
     let json = "Content-Type: application/json\r\n";
     let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    let post = |headers: &str, body: &str| {
+    let post_to = |path: &str, headers: &str, body: &str| {
         format!(
-            "POST /v1/events HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {}\r\n\r\n{body}",
             body.len()
         )
     };
+    let post = |headers: &str, body: &str| post_to("/v1/events", headers, body);
+    let form = "Content-Type: application/x-www-form-urlencoded\r\n";
     let get =
         |path: &str, headers: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
     let long = "x".repeat(70_000);
@@ -257,6 +259,12 @@ async fn c09_nothing_is_learnt_from_errors() {
         ("no upgrade", get("/ws/notifications", "")),
         ("no token", get("/ws/notifications", upgrade)),
         ("bad token", get(&format!("/ws/notifications?token={bad_jwt}"), upgrade)),
+        ("no ticket for nobody", post_to("/ws/tickets", "", "")),
+        ("no ticket for a stranger", post_to(&format!("/ws/tickets?token={bad_jwt}"), "", "")),
+        ("no scope for tickets", post_to("/v1/tickets", &format!("{key}{json}"), "{}")),
+        ("no subject", post_to("/v1/disconnect", &format!("{key}{json}"), "{\"x\":1}")),
+        ("no key for orders", post_to("/v1/disconnect", json, "{}")),
+        ("no logout token", post_to("/oidc/backchannel-logout", form, "logout_token=a.b.c")),
         ("bad origin", get("/ws/notifications", &format!("Origin: http://evil\r\n{upgrade}"))),
         ("bad version", get("/ws/notifications", &upgrade.replace("13", "7"))),
         ("bad percent", get("/ws/notifications?token=%zz%ff%00", upgrade)),
