@@ -103,8 +103,10 @@ impl Jwks {
         loop {
             let state = states.borrow_and_update().clone();
             let tried = verdict(&state.keys);
-            // A key that is named and there does not change.
-            if tried == Tried::Match || (tried == Tried::Mismatch && kid.is_some()) {
+            // A key that is named and there does not change. One without a name may stand in for
+            // any, but the one that is meant may still come.
+            let there = || kid.is_some_and(|kid| state.keys.iter().any(|key| key.is_named(kid)));
+            if tried == Tried::Match || (tried == Tried::Mismatch && there()) {
                 return (tried, Certainty::Certain);
             }
             match state.last {
@@ -119,7 +121,9 @@ impl Jwks {
             }
             // When a token may next cause a look.
             let floor = state.asked.map(|at| at + self.settings.floor);
-            if floor.is_some_and(|at| at > begun) && kid.is_some_and(|kid| self.is_missing(kid)) {
+            // While a look is under way, what was missing before it may be in it.
+            let recent = !state.busy && floor.is_some_and(|at| at > begun);
+            if recent && kid.is_some_and(|kid| self.is_missing(kid)) {
                 return (tried, Certainty::Certain);
             }
             if !state.busy {

@@ -35,6 +35,14 @@ pub struct Key {
     material: DecodingKey,
 }
 
+impl Key {
+    /// Whether this is its name.
+    #[must_use]
+    pub fn is_named(&self, kid: &str) -> bool {
+        self.kid.as_deref() == Some(kid)
+    }
+}
+
 /// What a token says of its signature.
 #[derive(Clone, Copy)]
 pub struct Signed<'a> {

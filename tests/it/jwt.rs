@@ -394,6 +394,45 @@ async fn a_rotation_in_the_middle_of_a_look_refuses_nobody() {
     assert_eq!((server.requests(), server.most()), (2, 1));
 }
 
+/// A key without a name may be meant by any token, and so says nothing about the one that is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_without_a_name_does_not_stand_for_the_one_to_come() {
+    let [nameless, next] = [(); 2].map(|()| KeyPair::new(Kind::P256));
+    let mut jwk = nameless.jwk("x");
+    jwk.as_object_mut().expect("an object").remove("kid");
+    let server = JwksServer::start(vec![jwk.clone()]).await;
+    let replica = with_jwks(&server).set("auth.jwks.floor", "300ms").spawn().await;
+    let old = nameless.sign("ES256", &Jwt::of("alice").header("kid", "old"));
+    assert_eq!(outcome(&replica, &old).await, "open");
+    server.rotate(vec![jwk, next.jwk("2")]);
+    let new = next.sign("ES256", &Jwt::of("alice").header("kid", "2"));
+    until("the new key is known", PATIENCE, async || {
+        let verdict = outcome(&replica, &new).await;
+        assert_ne!(verdict, "1008", "a valid token was refused");
+        (verdict == "open").then_some(())
+    })
+    .await;
+}
+
+/// Somebody asks for a key before it is published; later, while the look that finds it is under
+/// way, nobody who has it is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_was_asked_for_too_early_is_not_refused_later() {
+    let [first, second] = [(); 2].map(|()| KeyPair::new(Kind::P256));
+    let server = JwksServer::start(vec![first.jwk("1")]).await;
+    let replica = with_jwks(&server).set("auth.jwks.floor", "500ms").spawn().await;
+    let jwt = second.sign("ES256", &Jwt::of("alice").header("kid", "2"));
+    until("the key is known to be missing", PATIENCE, async || {
+        (outcome(&replica, &jwt).await == "1008").then_some(())
+    })
+    .await;
+    server.rotate(vec![first.jwk("1"), second.jwk("2")]);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    server.delay(Duration::from_millis(500));
+    let verdicts = (0..8).map(|_| outcome(&replica, &jwt));
+    assert_eq!(futures_util::future::join_all(verdicts).await, vec!["open"; 8]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_looked_at_again_in_the_background() {
     let [first, second] = [(); 2].map(|()| KeyPair::new(Kind::Ed25519));
