@@ -114,7 +114,9 @@ fn sockets(
             let socket = Socket::new(tcp).map_err(DispatchError::Io)?;
             let stream = match tls {
                 None => Stream::Plain(socket),
-                Some(tls) => tls.accept(socket, &turns).await.map_err(|error| {
+                // Boxed: the state of a TLS handshake is kilobytes, which a plain connection would
+                // hold to its end, since actix keeps this future's place for the connection's.
+                Some(tls) => Box::pin(tls.accept(socket, &turns)).await.map_err(|error| {
                     tracing::debug!(%error, "no TLS connection");
                     DispatchError::Io(error)
                 })?,
