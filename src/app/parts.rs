@@ -1,6 +1,9 @@
 //! The parts of a replica, made from its configuration and put together.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use actix_web::web;
 use tokio::sync::Semaphore;
@@ -79,17 +82,20 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         config.auth.revocation_ttl,
     );
     let (seats, keeper) = Seats::new(&replica, Arc::clone(&store), orders.clone(), &config.limits);
+    let underway = Underway::default();
     let logouts = Arc::new(Logouts {
         authenticator: Arc::clone(&authenticator),
         orders: orders.clone(),
         store: Arc::clone(&store),
+        underway: underway.clone(),
         token_bytes: config.auth.token_bytes,
+        refusals: Mutex::default(),
     });
     let parts = Parts {
         metrics,
         lifecycle: Arc::default(),
         vital,
-        underway: Underway::default(),
+        underway,
         registry,
         authenticator,
         keys: Arc::new(ApiKeys::new(config.api.keys.clone())),
