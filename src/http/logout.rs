@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     body, disconnect,
     internal::{self, Call},
-    problem::{Kind, Problem},
+    problem::{Kind, Problem, RETRY_AFTER},
     public::{State, Worker},
 };
 use crate::{
@@ -145,7 +145,7 @@ async fn respond(
     let mut response = HttpResponse::build(status);
     response.insert_header((header::CACHE_CONTROL, "no-store"));
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.insert_header((header::RETRY_AFTER, "2"));
+        response.insert_header((header::RETRY_AFTER, RETRY_AFTER.to_string()));
     }
     if body.is_empty() {
         return response.finish();
