@@ -51,7 +51,6 @@ pub(super) struct Parts {
     pub(super) seats: Arc<Seats>,
     health: Arc<Health>,
     publisher: Arc<dyn Publisher>,
-    store: Arc<dyn Store>,
     orders: Orders,
     logouts: Arc<Logouts>,
 }
@@ -102,7 +101,6 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         seats,
         health: Arc::default(),
         publisher,
-        store,
         orders,
         logouts,
     };
@@ -153,7 +151,6 @@ impl Parts {
     pub(super) fn internal(&self, config: &Config) -> web::Data<internal::State> {
         web::Data::new(internal::State {
             publisher: Arc::clone(&self.publisher),
-            store: Arc::clone(&self.store),
             keys: Arc::clone(&self.keys),
             authenticator: Arc::clone(&self.authenticator),
             groups: groups::Rule::new(config),
