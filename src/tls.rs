@@ -31,8 +31,9 @@ use crate::{
 
 /// A handshake must be complete within this.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes that may be under way on one listener, slow ones included; who comes beyond is
-/// disconnected and comes back.
+/// Handshakes that may be under way on one listener, each from the client's hello on; who comes beyond is
+/// disconnected and comes back. Those who have not said that much cost a socket each, and are not
+/// counted here: the silent must not keep out those who speak.
 const HANDSHAKES: usize = 4096;
 /// How often the files are looked at.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -83,9 +84,6 @@ impl Tls {
     /// # Errors
     /// When it fails or takes too long, or when too many are under way.
     pub async fn accept(&self, socket: Socket, turns: &Turns) -> io::Result<Stream> {
-        let Ok(_room) = self.under_way.try_acquire() else {
-            return Err(io::Error::other("too many TLS handshakes at once"));
-        };
         match timeout(HANDSHAKE, self.shake(socket, turns)).await {
             Ok(stream) => Ok(Stream::Secure(Box::new(stream?))),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "a slow TLS handshake")),
@@ -95,6 +93,9 @@ impl Tls {
     async fn shake(&self, socket: Socket, turns: &Turns) -> io::Result<TlsStream<Socket>> {
         // A client that sends nothing waits here, and in nobody's way.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+        let Ok(_room) = self.under_way.try_acquire() else {
+            return Err(io::Error::other("too many TLS handshakes at once"));
+        };
         // The semaphore is never closed.
         let turn = turns.0.acquire().await.map_err(io::Error::other)?;
         // The key exchange and the signature; what follows is cheap.
@@ -247,5 +248,116 @@ impl AsyncWrite for Stream {
             Self::Plain(socket) => socket.is_write_vectored(),
             Self::Secure(stream) => stream.is_write_vectored(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{
+        ClientConfig, ClientConnection, RootCertStore,
+        crypto::aws_lc_rs,
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    };
+    use tokio::{
+        io::AsyncWriteExt as _,
+        net::{TcpListener, TcpStream},
+        task::{JoinHandle, LocalSet, spawn_local},
+    };
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+
+    /// A listener with room for so many handshakes, and a client that trusts it.
+    struct Bench {
+        tls: Arc<Tls>,
+        turns: Turns,
+        listener: TcpListener,
+        client: Arc<ClientConfig>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Bench {
+        async fn with_room(handshakes: usize) -> Self {
+            let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let [cert_file, key_file] = ["cert", "key"].map(|name| dir.path().join(name));
+            std::fs::write(&cert_file, own.cert.pem()).unwrap();
+            std::fs::write(&key_file, own.signing_key.serialize_pem()).unwrap();
+            let mut tls = Tls::new(Files { cert_file, key_file, client_ca_file: None }).unwrap();
+            tls.under_way = Semaphore::new(handshakes);
+            let mut roots = RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_slice(own.cert.pem().as_bytes()).unwrap()).unwrap();
+            let provider = Arc::new(aws_lc_rs::default_provider());
+            let client = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (tls, client) = (Arc::new(tls), Arc::new(client));
+            Self { tls, turns: Turns::default(), listener, client, _dir: dir }
+        }
+
+        /// Both ends of a new connection: the client's, and what becomes of ours.
+        async fn connect(&self) -> (TcpStream, JoinHandle<io::Result<Stream>>) {
+            let theirs = TcpStream::connect(self.listener.local_addr().unwrap()).await.unwrap();
+            let ours = Socket::new(self.listener.accept().await.unwrap().0).unwrap();
+            let (tls, turns) = (Arc::clone(&self.tls), self.turns.clone());
+            (theirs, spawn_local(async move { tls.accept(ours, &turns).await }))
+        }
+
+        async fn is_served(&self) -> bool {
+            let (theirs, ours) = self.connect().await;
+            let name = ServerName::try_from("localhost").unwrap();
+            let theirs = TlsConnector::from(Arc::clone(&self.client)).connect(name, theirs).await;
+            theirs.is_ok() && ours.await.unwrap().is_ok()
+        }
+
+        fn hello(&self) -> Vec<u8> {
+            let name = ServerName::try_from("localhost").unwrap();
+            let mut client = ClientConnection::new(Arc::clone(&self.client), name).unwrap();
+            let mut hello = Vec::new();
+            client.write_tls(&mut hello).unwrap();
+            hello
+        }
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_keeps_nobody_out() {
+        let test = async {
+            let bench = Bench::with_room(2).await;
+            let mut open = Vec::new();
+            for n in 0..20 {
+                let (mut theirs, ours) = bench.connect().await;
+                if n % 2 == 0 {
+                    theirs.write_all(&bench.hello()[..20]).await.unwrap();
+                }
+                open.push((theirs, ours));
+            }
+            assert!(bench.is_served().await);
+            assert!(open.iter().all(|(_, ours)| !ours.is_finished()), "they have time left");
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn handshakes_beyond_the_bound_are_refused() {
+        let test = async {
+            let bench = Bench::with_room(2).await;
+            let mut open = Vec::new();
+            for _ in 0..2 {
+                let (mut theirs, ours) = bench.connect().await;
+                theirs.write_all(&bench.hello()).await.unwrap();
+                // The answer to the hello is there, so the handshake is under way.
+                theirs.readable().await.unwrap();
+                open.push((theirs, ours));
+            }
+            assert!(!bench.is_served().await);
+            let (theirs, ours) = open.pop().unwrap();
+            drop(theirs);
+            assert!(ours.await.unwrap().is_err());
+            assert!(bench.is_served().await);
+        };
+        LocalSet::new().run_until(test).await;
     }
 }

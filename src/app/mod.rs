@@ -9,7 +9,7 @@ use crate::{
     auth::Authenticator,
     config::Config,
     http::server,
-    lifecycle::{Lifecycle, Phase, Stop},
+    lifecycle::{Guard, Lifecycle, Phase, Stop, Vital},
     registry::Registry,
     rotation,
     seats::Keeper,
@@ -46,19 +46,33 @@ pub enum StartError {
     Ended(&'static str, String),
 }
 
-/// Tasks that go on as long as the replica.
-#[derive(Default)]
-struct Tasks(Vec<JoinHandle<()>>);
+/// Tasks that go on as long as the replica. One that panics ends it: no probe would notice that what
+/// it does is not done any more.
+struct Tasks {
+    vital: Vital,
+    running: Vec<JoinHandle<()>>,
+}
 
 impl Tasks {
-    fn spawn(&mut self, task: impl Future<Output = ()> + 'static) {
-        self.0.push(actix_rt::spawn(task));
+    fn new(vital: Vital) -> Self {
+        Self { vital, running: Vec::new() }
     }
+
+    fn spawn(&mut self, what: &'static str, task: impl Future<Output = ()> + 'static) {
+        self.running.push(spawn(self.vital.guard(what), task));
+    }
+}
+
+fn spawn(guard: Guard, task: impl Future<Output = ()> + 'static) -> JoinHandle<()> {
+    actix_rt::spawn(async move {
+        let _guard = guard;
+        task.await;
+    })
 }
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        for task in &self.0 {
+        for task in &self.running {
             task.abort();
         }
     }
@@ -93,27 +107,24 @@ pub async fn run(
 
     let mut subscriber = actix_rt::spawn(parts.subscriber(&config, actors.feed, actors.ear).run());
     let Actors { executor, keeper, endings, .. } = actors;
-    let mut tasks = Tasks::default();
-    let guard = parts.vital.guard("executor of orders");
-    tasks.spawn(async move {
-        let _guard = guard;
-        executor.run().await;
-    });
+    let mut tasks = Tasks::new(parts.vital.clone());
+    tasks.spawn("executor of orders", executor.run());
     let following = Arc::clone(&parts.authenticator);
-    tasks.spawn(async move { following.follow().await });
+    tasks.spawn("follower of key sets", async move { following.follow().await });
     let (authenticator, keys) = (Arc::clone(&parts.authenticator), Arc::clone(&parts.keys));
-    tasks.spawn(rotation::run(config.clone(), authenticator, keys));
+    tasks.spawn("rotation of secrets", rotation::run(config.clone(), authenticator, keys));
     if let Some(endings) = endings {
-        tasks.spawn(watch(endings, Arc::clone(&parts.authenticator), parts.registry.clone()));
+        let watching = watch(endings, Arc::clone(&parts.authenticator), parts.registry.clone());
+        tasks.spawn("watch on sessions", watching);
     }
-    let keeper = actix_rt::spawn(keeper.run());
+    let keeper = spawn(parts.vital.guard("keeper of seats"), keeper.run());
 
     let listeners = [("public", addresses.0, public_tls), ("internal", addresses.1, internal_tls)];
     for (listener, address, tls) in &listeners {
         tracing::info!(listener, %address, tls = tls.is_some(), "listening");
     }
     let encrypted = listeners.into_iter().filter_map(|(name, _, tls)| Some((name, tls?)));
-    tasks.spawn(tls::watch(encrypted.collect()));
+    tasks.spawn("watch on certificates", tls::watch(encrypted.collect()));
     parts.lifecycle.advance(Phase::Ready);
     started(addresses.0, addresses.1);
 
@@ -245,4 +256,21 @@ fn count_panics(metrics: Metrics) {
             .unwrap_or_default();
         tracing::error!(place, what, "a task panicked; this is a bug");
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_told_by_its_name() {
+        let test = async {
+            let vital = Vital::default();
+            let mut tasks = Tasks::new(vital.clone());
+            tasks.spawn("quiet one", async {});
+            tasks.spawn("broken one", async { panic!("on purpose") });
+            assert_eq!(timeout(Duration::from_secs(5), vital.ended()).await, Ok("broken one"));
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
+    }
 }

@@ -1,6 +1,9 @@
 //! The parts of a replica, made from its configuration and put together.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use actix_web::web;
 use tokio::sync::Semaphore;
@@ -48,7 +51,6 @@ pub(super) struct Parts {
     pub(super) seats: Arc<Seats>,
     health: Arc<Health>,
     publisher: Arc<dyn Publisher>,
-    store: Arc<dyn Store>,
     orders: Orders,
     logouts: Arc<Logouts>,
 }
@@ -79,24 +81,26 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         config.auth.revocation_ttl,
     );
     let (seats, keeper) = Seats::new(&replica, Arc::clone(&store), orders.clone(), &config.limits);
+    let underway = Underway::default();
     let logouts = Arc::new(Logouts {
         authenticator: Arc::clone(&authenticator),
         orders: orders.clone(),
         store: Arc::clone(&store),
+        underway: underway.clone(),
         token_bytes: config.auth.token_bytes,
+        refusals: Mutex::default(),
     });
     let parts = Parts {
         metrics,
         lifecycle: Arc::default(),
         vital,
-        underway: Underway::default(),
+        underway,
         registry,
         authenticator,
         keys: Arc::new(ApiKeys::new(config.api.keys.clone())),
         seats,
         health: Arc::default(),
         publisher,
-        store,
         orders,
         logouts,
     };
@@ -147,7 +151,6 @@ impl Parts {
     pub(super) fn internal(&self, config: &Config) -> web::Data<internal::State> {
         web::Data::new(internal::State {
             publisher: Arc::clone(&self.publisher),
-            store: Arc::clone(&self.store),
             keys: Arc::clone(&self.keys),
             authenticator: Arc::clone(&self.authenticator),
             groups: groups::Rule::new(config),

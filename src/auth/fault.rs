@@ -54,6 +54,9 @@ pub enum Fault {
     /// An order to log someone out, which lets no one in.
     #[error("this is a logout token, not a credential (`events`)")]
     Logout,
+    /// An order to log someone out that is good for longer than it can be remembered.
+    #[error("the logout token is good for more than an hour (`exp`)")]
+    LongLived,
     /// The claim that names the user holds no legal user id.
     #[error("the user id {0}")]
     User(NameError),

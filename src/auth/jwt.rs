@@ -139,7 +139,7 @@ impl Verifier {
     /// As [`verify`](Self::verify).
     pub async fn logout(&self, token: &str) -> Result<Logout, Fault> {
         let Verified { issuer, claims, .. } = self.claims(token).await?;
-        Logout::read(&claims, &issuer.rules.user_claim)
+        Logout::read(&claims, &issuer.rules.user_claim, issuer.rules.leeway)
     }
 
     /// What a token says, whatever it is for: signature, issuer, audience and times hold.

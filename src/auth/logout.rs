@@ -1,12 +1,16 @@
 //! Logout tokens (OpenID Connect Back-Channel Logout 1.0, §2.4 and §2.6), after their signature,
 //! `iss`, `aud` and `exp` have been checked like those of any token.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 
 use super::jwt::{Fault, LOGOUT_EVENT, moment, text};
 use crate::event::{SessionKey, Subject, UserId};
+
+/// A token may be good for this long at most: it is remembered until it is over, so that it is
+/// carried out once. The specification advises two minutes (§4).
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// What a logout token says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,16 +21,17 @@ pub struct Logout {
     pub id: String,
     /// `iss`: whose `jti` it is.
     pub issuer: String,
-    /// `exp`.
+    /// Taken until then: `exp` and the leeway.
     pub until: SystemTime,
 }
 
 impl Logout {
-    /// Reads the claims of a token that was verified. `user` is the claim that names users.
+    /// Reads the claims of a token that was verified. `user` is the claim that names users; `leeway`
+    /// is what the verifier grants after `exp`.
     ///
     /// # Errors
     /// Names the first rule that fails.
-    pub fn read(claims: &Map<String, Value>, user: &str) -> Result<Self, Fault> {
+    pub fn read(claims: &Map<String, Value>, user: &str, leeway: Duration) -> Result<Self, Fault> {
         let required = |name: &str| {
             text(claims, name)?
                 .filter(|text| !text.is_empty())
@@ -41,7 +46,11 @@ impl Logout {
             return Err(Fault::Missing("aud".to_owned()));
         }
         time("iat")?;
-        let until = time("exp")?;
+        let end = time("exp")?;
+        if end.duration_since(SystemTime::now()).is_ok_and(|left| left > LONGEST + leeway) {
+            return Err(Fault::LongLived);
+        }
+        let until = end + leeway;
         let id = required("jti")?.to_owned();
         let event = claims.get("events").and_then(|events| events.get(LOGOUT_EVENT));
         if !event.is_some_and(Value::is_object) {
@@ -68,13 +77,15 @@ mod tests {
 
     use super::*;
 
+    const LEEWAY: Duration = Duration::from_secs(30);
+
     fn read(change: impl Fn(&mut Map<String, Value>)) -> Result<Logout, Fault> {
         let mut claims = json!({
             "iss": "i", "aud": "a", "iat": 1, "exp": 2, "jti": "j", "sid": "s", "sub": "u",
             "events": {LOGOUT_EVENT: {}},
         });
         change(claims.as_object_mut().unwrap());
-        Logout::read(claims.as_object().unwrap(), "sub")
+        Logout::read(claims.as_object().unwrap(), "sub", LEEWAY)
     }
 
     #[test]
@@ -83,6 +94,19 @@ mod tests {
         let user = read(|claims| drop(claims.remove("sid"))).unwrap();
         assert_eq!(user.subject, Subject::User(UserId::new("u").unwrap()));
         read(|claims| drop(claims.remove("sub"))).unwrap();
+    }
+
+    #[test]
+    fn it_is_taken_until_the_leeway_is_over_and_not_for_long() {
+        let ending = |ahead: u64| {
+            let end = SystemTime::now() + Duration::from_secs(ahead);
+            let end = end.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+            read(|claims| drop(claims.insert("exp".to_owned(), json!(end))))
+        };
+        let left = ending(120).unwrap().until.duration_since(SystemTime::now()).unwrap();
+        assert!((148..=150).contains(&left.as_secs()), "{left:?}");
+        assert!(ending(3600).is_ok());
+        assert_eq!(ending(3660), Err(Fault::LongLived));
     }
 
     #[test]

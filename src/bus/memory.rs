@@ -19,7 +19,7 @@ use super::{
     BusError, Destination, Feed, Incoming, Message, Once, Published, Publisher, control::Control,
     envelope, orders::OrderId,
 };
-use crate::store::{Claim, Store as _, memory::MemoryStore};
+use crate::store::{Claim, IDEMPOTENCY_TTL, Store as _, memory::MemoryStore};
 
 /// How much may wait for the subscriber actor, and how long a publisher waits for room.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +133,10 @@ impl Publisher for MemoryPublisher {
                 }
             }
             match self.publish(messages).await {
-                Ok(()) => self.done.settle(key, fingerprint, answer).await.map(|()| Published::Now),
+                Ok(()) => {
+                    let settled = self.done.settle(key, fingerprint, answer, IDEMPOTENCY_TTL);
+                    settled.await.map(|()| Published::Now)
+                }
                 Err(error) => self.done.release(key).await.and(Err(error)),
             }
         }

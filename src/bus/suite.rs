@@ -263,7 +263,7 @@ promises! {
         assert_eq!(store.claim("k", "f", pending).await.unwrap(), Claim::Pending);
         let other = Claim::Done { fingerprint: "f".to_owned(), answer: String::new() };
         assert_eq!(store.claim("k", "g", pending).await.unwrap(), other);
-        store.settle("k", "f", "{\"id\":1}").await.unwrap();
+        store.settle("k", "f", "{\"id\":1}", IDEMPOTENCY_TTL).await.unwrap();
         let done = Claim::Done { fingerprint: "f".to_owned(), answer: "{\"id\":1}".to_owned() };
         assert_eq!(store.claim("k", "f", pending).await.unwrap(), done);
         assert_eq!(store.claim("k", "g", pending).await.unwrap(), done);
@@ -448,7 +448,7 @@ async fn every_key_of_the_store_expires() {
     let mut bus = Bus::on_redis().await.ready().await;
     bus.store.claim("a", "f", SOON).await.unwrap();
     bus.store.claim("b", "f", SOON).await.unwrap();
-    bus.store.settle("b", "f", "answer").await.unwrap();
+    bus.store.settle("b", "f", "answer", IDEMPOTENCY_TTL).await.unwrap();
     let probe = Message { to: Destination::Control, payload: "p".into() };
     bus.publisher.probe(probe).await.unwrap();
     let server = bus.server();

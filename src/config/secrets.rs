@@ -218,12 +218,6 @@ pub(super) fn parse_api_keys(
     if problems.is_empty() { Ok(keys) } else { Err(problems) }
 }
 
-/// Whether this is the secret that everyone knows.
-#[must_use]
-pub fn is_development_secret(secret: &SecretString) -> bool {
-    secret.expose_secret() == DEVELOPMENT_SECRET
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -24,10 +24,10 @@ pub async fn json(
     payload: web::Payload,
     limit: usize,
 ) -> Result<Bytes, Problem> {
-    read(request, payload, limit, "application/json").await
+    read(request, payload, limit, "application/json", PATIENCE).await
 }
 
-/// Reads the body of a request that must be of this media type.
+/// Reads the body of a request that must be of this media type, and arrive within `patience`.
 ///
 /// # Errors
 /// As [`json`].
@@ -36,6 +36,7 @@ pub async fn read(
     payload: web::Payload,
     limit: usize,
     media_type: &str,
+    patience: Duration,
 ) -> Result<Bytes, Problem> {
     if !is(request.headers(), media_type) {
         return Err(Problem::new(Kind::MediaType));
@@ -60,7 +61,7 @@ pub async fn read(
         }
         Ok(body.freeze())
     };
-    tokio::time::timeout(PATIENCE, read).await.unwrap_or_else(|_| Err(Problem::new(Kind::Timeout)))
+    tokio::time::timeout(patience, read).await.unwrap_or_else(|_| Err(Problem::new(Kind::Timeout)))
 }
 
 fn is(headers: &HeaderMap, media_type: &str) -> bool {

@@ -5,8 +5,8 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::{
     body,
     internal::{Call, State},
-    problem::{Kind, Problem},
-    request::{Faults, name, whole},
+    problem::Problem,
+    request::{Faults, name, session_key, whole},
 };
 use crate::{
     bus::{
@@ -14,14 +14,10 @@ use crate::{
         orders::{Disconnect, Outcome},
     },
     config::Scope,
-    event::{ConnectionId, SessionKey, Subject, UserId},
+    event::{ConnectionId, Subject, UserId},
 };
 
 const ROUTE: &str = "/v1/disconnect";
-/// Longest session id.
-const SESSION_BYTES: usize = 4096;
-/// Seconds to wait when the broker is away.
-const RETRY_AFTER: u32 = 2;
 
 /// Gives an order.
 pub async fn disconnect(
@@ -68,8 +64,7 @@ pub(super) fn audit(key: &str, order: &Disconnect) {
 
 fn unavailable(error: &BusError) -> Problem {
     tracing::debug!(%error, "an order could not be given");
-    Problem::new(Kind::Unavailable)
-        .retry_after(RETRY_AFTER)
+    Problem::unavailable()
         .detail("nothing may have happened, or only a part: repeat the order, which does no harm")
 }
 
@@ -91,8 +86,7 @@ fn parse(body: &[u8]) -> Result<Disconnect, Problem> {
             name(&mut faults, "/user", user, UserId::new).map(Subject::User)
         }
         (None, Some(session), None) => {
-            let session: Option<String> = faults.parse("/session", session, "a string");
-            session.and_then(|id| session_key(&mut faults, "/session", &id)).map(Subject::Session)
+            session_key(&mut faults, "/session", session).map(Subject::Session)
         }
         (None, None, Some(id)) => {
             let id: Option<String> = faults.parse("/connection", id, "a string");
@@ -108,10 +102,8 @@ fn parse(body: &[u8]) -> Result<Disconnect, Problem> {
         let id: String = faults.parse("/except_connection", id, "a string")?;
         connection_id(&mut faults, "/except_connection", &id)
     });
-    let except_session = except_session.and_then(|session| {
-        let session: String = faults.parse("/except_session", session, "a string")?;
-        session_key(&mut faults, "/except_session", &session)
-    });
+    let except_session =
+        except_session.and_then(|session| session_key(&mut faults, "/except_session", session));
     let revoke = revoke
         .and_then(|value| faults.parse("/revoke", value, "true or false"))
         .unwrap_or_default();
@@ -126,22 +118,6 @@ fn parse(body: &[u8]) -> Result<Disconnect, Problem> {
     }
 }
 
-/// The id of a session, or its key.
-fn session_key(faults: &mut Faults, pointer: &str, text: &str) -> Option<SessionKey> {
-    if text.is_empty() || text.len() > SESSION_BYTES {
-        faults.add(pointer, format!("must have 1 to {SESSION_BYTES} bytes"));
-        return None;
-    }
-    if !text.starts_with("sha256:") {
-        return Some(SessionKey::of(text));
-    }
-    let key = SessionKey::parse(text);
-    if key.is_none() {
-        faults.add(pointer, "must have 64 hexadecimal digits after `sha256:`");
-    }
-    key
-}
-
 fn connection_id(faults: &mut Faults, pointer: &str, text: &str) -> Option<ConnectionId> {
     let id = ConnectionId::parse(text);
     if id.is_none() {
@@ -153,6 +129,7 @@ fn connection_id(faults: &mut Faults, pointer: &str, text: &str) -> Option<Conne
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::SessionKey;
 
     fn good(body: &str) -> Disconnect {
         parse(body.as_bytes()).unwrap()
@@ -179,6 +156,7 @@ mod tests {
             (r#"{"user":""}"#, &["/user"]),
             (r#"{"session":""}"#, &["/session"]),
             (r#"{"session":"sha256:12"}"#, &["/session"]),
+            (r#"{"user":"a","except_session":"a\u0000"}"#, &["/except_session"]),
             (r#"{"connection":"x"}"#, &["/connection"]),
             (r#"{"user":"a","except":"x"}"#, &["/except"]),
             (r#"{"user":"a","except_connection":"x"}"#, &["/except_connection"]),

@@ -12,7 +12,7 @@ use super::{
     request::{self, Publish},
 };
 use crate::{
-    bus::{BusError, Destination, Message, Once, Published, envelope},
+    bus::{Destination, Message, Once, Published, envelope},
     config::Scope,
     event::Channel,
     telemetry::Target,
@@ -21,8 +21,6 @@ use crate::{
 const ROUTE: &str = "/v1/events";
 /// Longest `Idempotency-Key`, in characters.
 const KEY_CHARS: usize = 128;
-/// Seconds to wait when the broker is away.
-const RETRY_AFTER: u32 = 2;
 
 /// Publishes one event.
 pub async fn publish(
@@ -90,13 +88,11 @@ async fn send(state: &State, event: &Publish, once: Option<Once>) -> Result<Stri
             pointer: String::new(),
             detail: "differs from the body that this Idempotency-Key came with first".into(),
         }])),
-        Err(error) => Err(unavailable(&error)),
+        Err(error) => {
+            tracing::debug!(%error, "a publish failed");
+            Err(Problem::unavailable())
+        }
     }
-}
-
-fn unavailable(error: &BusError) -> Problem {
-    tracing::debug!(%error, "a publish failed");
-    Problem::new(Kind::Unavailable).retry_after(RETRY_AFTER)
 }
 
 fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {

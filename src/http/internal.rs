@@ -26,7 +26,6 @@ use crate::{
     bus::{Publisher, orders::Orders, subscriber::Health},
     config::{Limits, Ready, Scope},
     lifecycle::{Answering, Lifecycle, Underway},
-    store::Store,
     telemetry::Metrics,
 };
 
@@ -34,8 +33,6 @@ use crate::{
 pub struct State {
     /// The way to the bus.
     pub publisher: Arc<dyn Publisher>,
-    /// What replicas remember together.
-    pub store: Arc<dyn Store>,
     /// Who may call.
     pub keys: Arc<ApiKeys>,
     /// Who sells tickets.

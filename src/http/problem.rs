@@ -11,6 +11,9 @@ use actix_web::{
 };
 use serde::Serialize;
 
+/// Seconds to wait where the broker or the store is away.
+pub const RETRY_AFTER: u32 = 2;
+
 /// The listed set of problems: each is a `type`, a status and a title.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -34,8 +37,6 @@ pub enum Kind {
     Method,
     /// The body did not come in time.
     Timeout,
-    /// A request with the same idempotency key is under way.
-    Conflict,
     /// The body, or a part of it, is too large.
     TooLarge,
     /// The body is of another media type.
@@ -80,9 +81,6 @@ impl Kind {
             }
             Self::Timeout => {
                 (StatusCode::REQUEST_TIMEOUT, "timeout", "The body did not arrive in time")
-            }
-            Self::Conflict => {
-                (StatusCode::CONFLICT, "in-progress", "The same request is under way")
             }
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Too large"),
             Self::MediaType => (
@@ -153,6 +151,12 @@ impl Problem {
     #[must_use]
     pub fn invalid(members: Vec<Member>) -> Self {
         Self { members, ..Self::new(Kind::Invalid) }
+    }
+
+    /// The broker or the store is away; breakers close again within seconds.
+    #[must_use]
+    pub fn unavailable() -> Self {
+        Self::new(Kind::Unavailable).retry_after(RETRY_AFTER)
     }
 
     /// Says more than the title.
@@ -226,7 +230,7 @@ mod tests {
     fn headers_belong_to_their_status() {
         let response = Problem::new(Kind::Unauthorized).response();
         assert_eq!(response.headers().get("www-authenticate").unwrap(), "Bearer");
-        let response = Problem::new(Kind::Unavailable).retry_after(2).response();
+        let response = Problem::unavailable().response();
         assert_eq!(response.headers().get("retry-after").unwrap(), "2");
     }
 }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::problem::{Kind, Member, Problem};
 use crate::{
     config::Limits,
-    event::{Channel, Group, NameError, SENDER_CHARS, TYPE_CHARS, UserId},
+    event::{Channel, Group, NameError, SENDER_CHARS, SessionKey, TYPE_CHARS, UserId},
     telemetry::Target,
 };
 
@@ -18,6 +18,8 @@ pub(super) mod ticket;
 const USERS: usize = 1000;
 /// Faults that one answer names; a body can hold tens of thousands.
 const FAULTS: usize = 100;
+/// Longest id of a session, in bytes, like that of a session cookie.
+const SESSION_BYTES: usize = 512;
 /// Nesting that `data` may have (contract §5).
 const LEVELS: usize = 128;
 
@@ -275,6 +277,28 @@ pub(super) fn name<T>(
     }
 }
 
+/// A session's id, or `sha256:<hex>` of it; what begins like a hash is no id.
+pub(super) fn session_key(
+    faults: &mut Faults,
+    pointer: &str,
+    value: &RawValue,
+) -> Option<SessionKey> {
+    let id: String = faults.parse(pointer, value, "a string")?;
+    if id.is_empty() || id.len() > SESSION_BYTES || id.chars().any(char::is_control) {
+        let legal = format!("must have 1 to {SESSION_BYTES} bytes and no control characters");
+        faults.add(pointer, legal);
+        return None;
+    }
+    if !id.starts_with("sha256:") {
+        return Some(SessionKey::of(&id));
+    }
+    let key = SessionKey::parse(&id);
+    if key.is_none() {
+        faults.add(pointer, "must have 64 hexadecimal digits after `sha256:`");
+    }
+    key
+}
+
 fn event_type(faults: &mut Faults, value: &RawValue) -> Option<String> {
     let kind: String = faults.parse("/type", value, "a string")?;
     if kind.is_empty() || kind.chars().count() > TYPE_CHARS {
@@ -456,6 +480,24 @@ mod tests {
         }
         let none = good(r#"{"to":{"broadcast":true},"type":"t","data":1,"except":{"users":[]}}"#);
         assert!(none.except.is_empty());
+    }
+
+    #[test]
+    fn a_session_is_an_id_of_some_length_or_a_hash() {
+        let read = |text: &str| {
+            let mut faults = Faults::default();
+            let value = RawValue::from_string(serde_json::to_string(text).unwrap()).unwrap();
+            let key = session_key(&mut faults, "/session", &value);
+            assert_eq!(key.is_none(), !faults.0.is_empty(), "{text}");
+            key
+        };
+        let longest = "é".repeat(256);
+        assert_eq!(read(&longest), Some(SessionKey::of(&longest)));
+        let key = SessionKey::of("s-1");
+        assert_eq!(read(&key.to_string()), Some(key));
+        for bad in ["", &format!("{longest}x"), "a\n", "sha256:", "sha256:12", &format!("{key}0")] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
     }
 
     #[test]

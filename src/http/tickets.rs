@@ -34,8 +34,6 @@ const NOBODY: &str = "none";
 const CURRENCIES: [Method; 3] = [Method::Bearer, Method::Query, Method::Cookie];
 /// Longest body of an order for a ticket, in bytes: 32 groups of 256 bytes, all escaped, fit.
 const BODY_BYTES: usize = 64 * 1024;
-/// Seconds to wait when the store is away.
-const RETRY_AFTER: u32 = 2;
 
 /// `POST /ws/tickets`
 pub(super) async fn buy(request: HttpRequest, worker: web::Data<Worker>) -> HttpResponse {
@@ -86,7 +84,7 @@ async fn serve(
         Denied::NoOrigin => {
             Problem::new(Kind::Origin).detail("a cookie needs an Origin from auth.origins")
         }
-        Denied::Away => unavailable(),
+        Denied::Away => Problem::unavailable(),
         Denied::Unauthorized(fault) => {
             if state.explain {
                 tracing::info!(%fault, "a ticket was refused");
@@ -148,7 +146,7 @@ async fn sold(
 ) -> Result<HttpResponse, Problem> {
     let ticket = authenticator.sell(principal).await.map_err(|error| {
         tracing::debug!(%error, "a ticket could not be kept");
-        unavailable()
+        Problem::unavailable()
     })?;
     // Where tickets are not accepted, there is nothing to be had.
     let ticket = ticket.ok_or_else(|| Problem::new(Kind::NotFound))?;
@@ -159,8 +157,4 @@ async fn sold(
     let mut response = HttpResponse::Ok().content_type("application/json").body(body.to_string());
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
-}
-
-fn unavailable() -> Problem {
-    Problem::new(Kind::Unavailable).retry_after(RETRY_AFTER)
 }

@@ -154,7 +154,7 @@ fn respond(refusal: &Refusal) -> HttpResponse {
         Refusal::Origin(_) => Problem::new(Kind::Origin),
         Refusal::Unauthorized(_) => Problem::new(Kind::BadCredential),
         Refusal::Crowded | Refusal::TooMany(_) => Problem::new(Kind::Busy).retry_after(60),
-        Refusal::Away(_) => Problem::new(Kind::Unavailable).retry_after(2),
+        Refusal::Away(_) => Problem::unavailable(),
     };
     let mut response = problem.response();
     // Whatever the client sent after its head is not HTTP.

@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use tokio::time::Instant;
 
 use super::{
-    Claim, IDEMPOTENCY_TTL, Store, replicas, revocations, seats,
+    Claim, Store, replicas, revocations, seats,
     tickets::{MemoryTickets, Tickets},
 };
 use crate::bus::BusError;
@@ -149,12 +149,13 @@ impl Store for MemoryStore {
         key: &'a str,
         fingerprint: &'a str,
         answer: &'a str,
+        keep: Duration,
     ) -> BoxFuture<'a, Result<(), BusError>> {
         async move {
             let entry = Entry {
                 fingerprint: fingerprint.to_owned(),
                 answer: Some(answer.to_owned()),
-                expires: Instant::now() + IDEMPOTENCY_TTL,
+                expires: Instant::now() + keep,
             };
             self.state().put(key, entry);
             Ok(())
@@ -191,6 +192,7 @@ impl Tickets for MemoryStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::IDEMPOTENCY_TTL;
 
     const PENDING: Duration = Duration::from_secs(10);
 
@@ -210,7 +212,7 @@ mod tests {
     async fn bytes_are_given_back() {
         let store = MemoryStore::new(Bounds { keys: 10, bytes: 100 });
         store.claim("a", "f", PENDING).await.unwrap();
-        store.settle("a", "f", &"x".repeat(100)).await.unwrap();
+        store.settle("a", "f", &"x".repeat(100), IDEMPOTENCY_TTL).await.unwrap();
         assert!(store.claim("b", "f", PENDING).await.is_err());
         tokio::time::advance(IDEMPOTENCY_TTL).await;
         assert_eq!(store.claim("b", "f", PENDING).await.unwrap(), Claim::Fresh);

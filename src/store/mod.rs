@@ -43,8 +43,8 @@ pub enum Claim {
 pub trait Store:
     replicas::Replicas + revocations::Revocations + seats::SeatBook + Tickets + Send + Sync
 {
-    /// Claims `key` for a request with this fingerprint, for [`IDEMPOTENCY_TTL`]. A claim that is
-    /// neither settled nor released ends by itself after `pending` (the publisher died).
+    /// Claims `key` for a request with this fingerprint. A claim that is neither settled nor
+    /// released ends by itself after `pending` (the claimant died).
     ///
     /// A [`Claim::Pending`] key with another fingerprint is reported as [`Claim::Done`] with that
     /// fingerprint and an empty answer, so that the caller can refuse it at once.
@@ -55,12 +55,13 @@ pub trait Store:
         pending: Duration,
     ) -> BoxFuture<'a, Result<Claim, BusError>>;
 
-    /// Records the answer of a claimed key.
+    /// Records the answer of a claimed key, for `keep` from now.
     fn settle<'a>(
         &'a self,
         key: &'a str,
         fingerprint: &'a str,
         answer: &'a str,
+        keep: Duration,
     ) -> BoxFuture<'a, Result<(), BusError>>;
 
     /// Gives a claimed key back, since nothing was published under it.

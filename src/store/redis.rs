@@ -6,7 +6,7 @@ use fred::interfaces::{KeysInterface, LuaInterface};
 use fred::types::{Expiration, FromValue, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::{Claim, IDEMPOTENCY_TTL, Store};
+use super::{Claim, Store};
 use crate::bus::{BusError, redis::commands::Commands};
 
 mod replicas;
@@ -126,11 +126,12 @@ impl Store for RedisStore {
         key: &'a str,
         fingerprint: &'a str,
         answer: &'a str,
+        keep: Duration,
     ) -> BoxFuture<'a, Result<(), BusError>> {
         async move {
             let key = format!("{}{key}", self.prefix);
             let value = done(fingerprint, answer);
-            let ttl = Expiration::PX(millis(IDEMPOTENCY_TTL));
+            let ttl = Expiration::PX(millis(keep));
             let turn = self.commands.turn(1).await?;
             turn.run(|client| async move {
                 client.set::<Value, _, _>(key, value, Some(ttl), None, false).await

@@ -51,10 +51,6 @@ impl Sessions for Fake {
         }
         .boxed()
     }
-
-    fn is_up(&self) -> bool {
-        true
-    }
 }
 
 fn config() -> Config {

@@ -57,7 +57,8 @@ fn development_needs_nothing() {
     assert_eq!(config.public.bind.to_string(), "127.0.0.1:8080");
     assert_eq!(config.internal.bind.to_string(), "127.0.0.1:8081");
     assert!(config.redis.is_none());
-    assert!(secrets::is_development_secret(config.auth.jwt.secret.as_ref().unwrap()));
+    let secret = config.auth.jwt.secret.as_ref().unwrap();
+    assert_eq!(secret.expose_secret(), secrets::DEVELOPMENT_SECRET);
     assert_eq!(config.api.keys[0].hash, secrets::hash(secrets::DEVELOPMENT_KEY));
     assert_eq!(config.api.keys[0].scopes, Scope::DEFAULT);
     assert_eq!(config.auth.origins, ["http://localhost:*", "http://127.0.0.1:*"]);

@@ -4,17 +4,15 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use super::{Faults, name, required};
+use super::{Faults, name, required, session_key, whole};
 use crate::{
     auth::groups::{Fault, Rule},
     event::{Group, SessionKey, UserId},
-    http::problem::{Kind, Problem},
+    http::problem::Problem,
 };
 
 /// Longest `expires_in_seconds`: 30 days.
 const LONGEST: u64 = 30 * 24 * 60 * 60;
-/// Longest `session`, in bytes, like that of a session cookie.
-const SESSION_BYTES: usize = 512;
 
 /// An order that holds.
 #[derive(Debug)]
@@ -34,10 +32,7 @@ pub(in crate::http) struct Ticket {
 /// # Errors
 /// 400 where it is not JSON, else 422 with every member at fault.
 pub(in crate::http) fn parse(body: &[u8], rule: &Rule) -> Result<Ticket, Problem> {
-    let whole: &RawValue = serde_json::from_slice(body).map_err(|error| {
-        let place = format!("line {}, column {}", error.line(), error.column());
-        Problem::new(Kind::NotJson).detail(place)
-    })?;
+    let whole = whole(body)?;
     let mut faults = Faults::default();
     let Some(mut members) = faults.object("", whole) else {
         return Err(Problem::invalid(faults.0));
@@ -49,7 +44,7 @@ pub(in crate::http) fn parse(body: &[u8], rule: &Rule) -> Result<Ticket, Problem
     let user = required(&mut faults, "/user", user)
         .and_then(|value| name(&mut faults, "/user", value, UserId::new));
     let groups = groups.map_or_else(Vec::new, |value| group_list(&mut faults, value, rule));
-    let session = session.and_then(|value| session_key(&mut faults, value));
+    let session = session.and_then(|value| session_key(&mut faults, "/session", value));
     let expires_in = expires.and_then(|value| {
         let legal = |seconds: &u64| (1..=LONGEST).contains(seconds);
         let expected = format!("a whole number from 1 to {LONGEST}");
@@ -81,17 +76,6 @@ fn group_list(faults: &mut Faults, value: &RawValue, rule: &Rule) -> Vec<Group> 
             Vec::new()
         }
     }
-}
-
-/// A session's id, or `sha256:<hex>` of it.
-fn session_key(faults: &mut Faults, value: &RawValue) -> Option<SessionKey> {
-    let id: String = faults.parse("/session", value, "a string")?;
-    if id.is_empty() || id.len() > SESSION_BYTES || id.chars().any(char::is_control) {
-        let legal = format!("must have 1 to {SESSION_BYTES} bytes and no control characters");
-        faults.add("/session", legal);
-        return None;
-    }
-    Some(SessionKey::parse(&id).unwrap_or_else(|| SessionKey::of(&id)))
 }
 
 #[cfg(test)]
@@ -140,6 +124,7 @@ mod tests {
             (r#"{"user":"a","session":""}"#, &["/session"]),
             (r#"{"user":"a","session":1}"#, &["/session"]),
             (r#"{"user":"a","session":"a\u0000"}"#, &["/session"]),
+            (r#"{"user":"a","session":"sha256:12"}"#, &["/session"]),
             (r#"{"user":"a","expires_in_seconds":0}"#, &["/expires_in_seconds"]),
             (r#"{"user":"a","expires_in_seconds":1.5}"#, &["/expires_in_seconds"]),
             (r#"{"user":"a","expires_in_seconds":"60"}"#, &["/expires_in_seconds"]),

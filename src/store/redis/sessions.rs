@@ -123,10 +123,6 @@ impl Sessions for RedisSessions {
         }
         .boxed()
     }
-
-    fn is_up(&self) -> bool {
-        self.commands.is_up()
-    }
 }
 
 impl Endings for RedisEndings {
