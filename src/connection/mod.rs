@@ -332,6 +332,7 @@ impl Live {
         match answer {
             Answer::Renewed(Ok(principal)) if principal.user == self.principal.user => {
                 self.adopt(principal);
+                self.plan_recheck();
                 let left = self
                     .principal
                     .expires
@@ -339,17 +340,20 @@ impl Live {
                 let groups = &self.principal.groups;
                 self.say(&Notice::Renewed { expires_in_ms: left, groups }.frame());
             }
+            // The next look stays where it is: a client must not put it off by failing.
             Answer::Renewed(renewed) => {
                 let reason = renewed.err().unwrap_or("other_user");
                 self.say(&Notice::RenewalFailed { reason }.frame());
             }
-            Answer::Rechecked(Standing::Holds(principal)) => self.adopt(*principal),
-            Answer::Rechecked(Standing::Unknown) => {}
+            Answer::Rechecked(Standing::Holds(principal)) => {
+                self.adopt(*principal);
+                self.plan_recheck();
+            }
+            Answer::Rechecked(Standing::Unknown) => self.plan_recheck(),
             Answer::Rechecked(Standing::Ended) => {
                 return Next::End(End::Ours(CloseCause::SessionEnded, None));
             }
         }
-        self.plan_recheck();
         if std::mem::take(&mut self.look_again) {
             self.recheck();
         }
