@@ -250,7 +250,14 @@ impl Authenticator {
         if now.user == principal.user { Ok(now) } else { Err(Unauthorized::Ticket.into()) }
     }
 
-    /// Checks a token without a request: a renewal.
+    /// Whether tokens are accepted at all, in whatever place.
+    #[must_use]
+    pub fn takes_tokens(&self) -> bool {
+        self.methods.iter().any(|method| method.is_token())
+    }
+
+    /// Checks a token without a request: a renewal, which only makes sense where
+    /// [tokens are accepted](Self::takes_tokens).
     ///
     /// # Errors
     /// Names the rule that fails; [`Fault::Away`] where that cannot be known now.

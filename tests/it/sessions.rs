@@ -373,6 +373,26 @@ async fn a07_failed_renewals_do_not_put_off_the_next_look() {
     assert_eq!(ws.end(PATIENCE).await.code, 4401);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a07_where_tokens_are_not_accepted_they_renew_nothing() {
+    let redis = RedisServer::start().await;
+    let renewal = json!({"type": "belfry.token", "token": token("alice")}).to_string();
+    set(&redis, "s", &json!({"user_id": "alice"})).await;
+    for (methods, word) in [("cookie,ticket", None), ("cookie,query", Some("belfry.renewed"))] {
+        let replica = spawn(with_sessions(&redis).set("auth.methods", methods)).await;
+        let mut ws = cookie(&replica, "s").open().await;
+        ws.send(renewal.as_str());
+        match word {
+            Some(word) => drop(ws.word(word, PATIENCE).await),
+            None => {
+                let failed = ws.word("belfry.renewal_failed", PATIENCE).await;
+                assert_eq!(failed["reason"], "not_accepted", "{failed}");
+            }
+        }
+        ws.is_alive().await;
+    }
+}
+
 /// How many `GET` and `HMGET` the server has carried out.
 fn gets(redis: &RedisServer) -> u64 {
     let stats = redis.cli(&["INFO", "commandstats"]);
