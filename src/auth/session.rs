@@ -173,13 +173,26 @@ impl Cookies {
     fn begin(&self, id: String) -> Look {
         let (store, reader) = (Arc::clone(&self.store), Arc::clone(&self.reader));
         let places = Arc::clone(&self.places);
-        async move {
+        let look = async move {
             let _place = places.acquire().await.map_err(|_| Failure::Away)?;
             match store.look_up(&id).await {
                 Ok(Some(held)) => reader.read(&held).map(Arc::new),
                 Ok(None) => Err(Fault::Gone.into()),
                 Err(error) => {
                     tracing::debug!(%error, "a session could not be looked up");
+                    Err(Failure::Away)
+                }
+            }
+        };
+        // A task of its own: whoever asked may leave, and a look that nobody drives would keep its
+        // place. The deadline bounds how many there are.
+        let look = tokio::spawn(tokio::time::timeout(DEADLINE, look));
+        async move {
+            match look.await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) => Err(Failure::Away),
+                Err(error) => {
+                    tracing::debug!(%error, "a look at a session was cut short");
                     Err(Failure::Away)
                 }
             }
@@ -194,8 +207,7 @@ impl Cookies {
     }
 }
 
-/// Whether a look that began so long ago still says how it is. One that nobody waits for any more
-/// stands still, and is not good for ever either.
+/// Whether a look that began so long ago still says how it is.
 fn is_good(look: &Look, age: Duration) -> bool {
     match look.peek() {
         None | Some(Ok(_)) => age < KNOWN,

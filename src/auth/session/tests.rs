@@ -227,7 +227,7 @@ async fn an_outage_is_not_remembered() {
     let begun = Instant::now();
     assert_eq!(cookies.principal("t", true).await.unwrap_err(), Failure::Away);
     assert_eq!(begun.elapsed(), DEADLINE);
-    // The look that nobody waits for any more is not joined.
+    // The look that came to nothing is not joined.
     store.open.send_replace(true);
     assert!(cookies.principal("t", true).await.is_ok());
 }
@@ -254,6 +254,29 @@ async fn a_wave_queues_and_shares() {
     }
     assert_eq!(store.asked(), 1_000);
     assert!(store.most_at_once.load(Ordering::Relaxed) <= AT_ONCE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn look_ups_that_are_left_keep_no_place() {
+    let store = Fake::new(Some(json(r#"{"user_id":"a"}"#)));
+    store.open.send_replace(false);
+    let cookies = cookies(&store);
+    let handshakes: Vec<_> = (0..AT_ONCE)
+        .map(|n| {
+            let cookies = Arc::clone(&cookies);
+            tokio::spawn(async move { cookies.principal(&n.to_string(), true).await })
+        })
+        .collect();
+    while store.asked() < AT_ONCE {
+        tokio::task::yield_now().await;
+    }
+    for handshake in &handshakes {
+        handshake.abort();
+    }
+    store.open.send_replace(true);
+    let begun = Instant::now();
+    assert!(cookies.principal("next", true).await.is_ok());
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test]
