@@ -222,8 +222,28 @@ struct Reader {
     groups: Option<Field>,
     issued: Option<Field>,
     rule: groups::Rule,
-    /// When somebody was last told of a session that is not understood.
-    told: Mutex<Option<Instant>>,
+    leeway: Duration,
+    /// Sessions that are not understood.
+    odd: Told,
+    /// Sessions that begin in the future.
+    ahead: Told,
+}
+
+/// When somebody was last told of something that concerns every session.
+#[derive(Default)]
+struct Told(Mutex<Option<Instant>>);
+
+impl Told {
+    /// Whether it is time to tell again.
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = told.is_none_or(|told| now.duration_since(told) >= QUIET);
+        if due {
+            *told = Some(now);
+        }
+        due
+    }
 }
 
 /// Where something stands in a session: a member of the object, or a field of the hash, and from
@@ -298,26 +318,38 @@ impl Reader {
             groups: session.groups_field.as_deref().map(Field::parse),
             issued: session.issued_field.as_deref().map(Field::parse),
             rule: groups::Rule::new(config),
-            told: Mutex::default(),
+            leeway: config.auth.jwt.leeway,
+            odd: Told::default(),
+            ahead: Told::default(),
         }
     }
 
     fn read(&self, held: &Held) -> Result<Session, Failure> {
         let session = self.session(held);
-        if let Err(Fault::Form(what)) = &session {
+        if let Err(Fault::Form(what)) = &session
+            && self.odd.is_due()
+        {
             // Whoever set the gateway up has to know: nobody gets in.
-            self.tell(what);
+            tracing::warn!("a session {what}; compare it with auth.session in the configuration");
         }
         Ok(session?)
     }
 
-    fn tell(&self, what: &str) {
-        let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| now.duration_since(told) >= QUIET) {
-            *told = Some(now);
-            tracing::warn!("a session {what}; compare it with auth.session in the configuration");
+    /// A time of login that has not come yet (milliseconds, say, where seconds are meant) would be
+    /// newer than every revocation; it says nothing.
+    fn issued(&self, at: SystemTime) -> Option<SystemTime> {
+        let ahead = at.duration_since(SystemTime::now()).unwrap_or_default();
+        if ahead <= self.leeway {
+            return Some(at);
         }
+        if self.ahead.is_due() {
+            tracing::warn!(
+                "a session says that its login is still to come, so it counts as older than any \
+                 revocation of its user; auth.session.issued_field has seconds since 1970, not \
+                 milliseconds"
+            );
+        }
+        None
     }
 
     fn session(&self, held: &Held) -> Result<Session, Fault> {
@@ -354,7 +386,7 @@ impl Reader {
                 None => Vec::new(),
                 Some(found) => self.rule.take(names(found)?)?,
             },
-            issued: find(&self.issued)?.and_then(moment),
+            issued: find(&self.issued)?.and_then(moment).and_then(|at| self.issued(at)),
         })
     }
 }

@@ -128,6 +128,26 @@ fn sessions_that_hold() {
 }
 
 #[test]
+fn a_login_that_is_still_to_come_says_nothing() {
+    let mut reader = reader("user_id", "groups", "issued_at");
+    reader.leeway = Duration::from_secs(30);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let issued = |at: String| {
+        let text = reader.session(&json(&format!(r#"{{"user_id":"a","issued_at":{at}}}"#)));
+        let field = reader.session(&hash(&[("user_id", "a"), ("issued_at", &at)]));
+        assert_eq!(text, field);
+        text.unwrap().issued
+    };
+    let seconds = now.as_secs();
+    for at in [seconds - 60, seconds, seconds + 20] {
+        assert_eq!(issued(at.to_string()), Some(UNIX_EPOCH + Duration::from_secs(at)));
+    }
+    for at in [u128::from(seconds + 60), now.as_millis(), now.as_micros()] {
+        assert_eq!(issued(at.to_string()), None, "{at}");
+    }
+}
+
+#[test]
 fn sessions_that_do_not() {
     let plain = reader("user_id", "groups", "issued_at");
     for held in [
