@@ -201,6 +201,15 @@ impl Authenticator {
         verdict.map(|principal| (method, principal)).map_err(|denied| (Some(method), denied))
     }
 
+    /// The kind of credential that this request would be asked for; nothing is checked.
+    #[must_use]
+    pub fn kind(&self, head: Head<'_>) -> Option<Method> {
+        match self.find(head, &Method::ALL) {
+            Ok(found) => found.map(|(method, _)| method),
+            Err(ambiguous) => Some(ambiguous),
+        }
+    }
+
     /// Sells a ticket that stands for `principal`. `None`: tickets are not accepted here.
     ///
     /// # Errors

@@ -378,19 +378,18 @@ async fn a07_where_tokens_are_not_accepted_they_renew_nothing() {
     let redis = RedisServer::start().await;
     let renewal = json!({"type": "belfry.token", "token": token("alice")}).to_string();
     set(&redis, "s", &json!({"user_id": "alice"})).await;
-    for (methods, word) in [("cookie,ticket", None), ("cookie,query", Some("belfry.renewed"))] {
-        let replica = spawn(with_sessions(&redis).set("auth.methods", methods)).await;
-        let mut ws = cookie(&replica, "s").open().await;
-        ws.send(renewal.as_str());
-        match word {
-            Some(word) => drop(ws.word(word, PATIENCE).await),
-            None => {
-                let failed = ws.word("belfry.renewal_failed", PATIENCE).await;
-                assert_eq!(failed["reason"], "not_accepted", "{failed}");
-            }
-        }
-        ws.is_alive().await;
-    }
+    let cookies_only = with_sessions(&redis).set("auth.methods", "cookie,ticket");
+    let replica = spawn(cookies_only).await;
+    let mut ws = cookie(&replica, "s").open().await;
+    ws.send(renewal.as_str());
+    let failed = ws.word("belfry.renewal_failed", PATIENCE).await;
+    assert_eq!(failed["reason"], "not_accepted", "{failed}");
+    ws.is_alive().await;
+    // Any place that a token may stand in will do.
+    let replica = spawn(with_sessions(&redis).set("auth.methods", "cookie,query")).await;
+    let mut ws = cookie(&replica, "s").open().await;
+    ws.send(renewal.as_str());
+    ws.word("belfry.renewed", PATIENCE).await;
 }
 
 /// How many `GET` and `HMGET` the server has carried out.
