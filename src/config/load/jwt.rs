@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 
-use super::{needs_one, note_file, redacted, secret};
+use super::{file_of, needs_one, note_file, redacted, secret};
 use crate::config::{
     Auth, Issuer, Jwt, KeyKind, Profile, fault::Problem, issuers as names, reader::Reader, rules,
     secrets,
@@ -38,7 +38,7 @@ fn table(reader: &mut Reader, profile: Profile, section: &str) -> Jwt {
     let optional = |text: String| if text.is_empty() { None } else { Some(text) };
     let (secret, secret_file) = jwt_secret(reader, &key("secret"), profile);
     let (secret_previous, secret_previous_file) =
-        jwt_secret(reader, &key("secret_previous"), profile);
+        previous_secret(reader, &key("secret_previous"), profile);
     let path = |text: &str| Ok(PathBuf::from(text));
     let files = reader.list(&key("public_key_files"), path, |path| path.display().to_string());
     let mut public_keys = Vec::new();
@@ -87,6 +87,23 @@ fn jwt_secret(
     reader.note(key, redacted(secret.is_some()));
     note_file(reader, &format!("{key}_file"));
     (secret.map(SecretString::from), file)
+}
+
+/// The same, but an empty file is no fault: so a secret is withdrawn while the gateway runs, and it
+/// must start again afterwards.
+fn previous_secret(
+    reader: &mut Reader,
+    key: &str,
+    profile: Profile,
+) -> (Option<SecretString>, Option<PathBuf>) {
+    match file_of(reader, key) {
+        Some(path) if secrets::is_empty(&path) => {
+            reader.note(key, redacted(false));
+            note_file(reader, &format!("{key}_file"));
+            (None, Some(path))
+        }
+        _ => jwt_secret(reader, key, profile),
+    }
 }
 
 /// Every algorithm has a key, and every key an algorithm: anything else is a mistake that would

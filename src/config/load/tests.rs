@@ -337,6 +337,22 @@ fn sessions_are_in_their_own_redis_or_in_ours() {
 }
 
 #[test]
+fn a_previous_secret_that_was_withdrawn_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("previous");
+    let env = [("BELFRY__AUTH__JWT__SECRET_PREVIOUS_FILE", path.to_str().unwrap())];
+    for empty in ["", "\n"] {
+        fs::write(&path, empty).unwrap();
+        let jwt = load(&production(&env)).unwrap().auth.jwt;
+        assert!(jwt.secret_previous.is_none());
+        // It is looked at again.
+        assert_eq!(jwt.secret_previous_file.as_ref(), Some(&path));
+    }
+    fs::remove_file(&path).unwrap();
+    assert!(faults(&production(&env))[0].contains("cannot be read"));
+}
+
+#[test]
 fn origins_are_kept_as_browsers_send_them() {
     let origins = "https://App.Example:443,http://x.example:80,https://x.example:8443";
     let config = load(&sources(&[("BELFRY__AUTH__ORIGINS", origins)])).unwrap();
