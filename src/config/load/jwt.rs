@@ -21,15 +21,30 @@ pub(super) fn own(reader: &mut Reader, profile: Profile) -> Jwt {
 pub(super) fn some_key(reader: &mut Reader, profile: Profile, auth: &Auth) {
     let keys = auth.jwt.has_keys() || !auth.issuers.is_empty();
     let tokens = auth.methods.iter().any(|method| method.is_token());
-    let of_keys = |key: &str| key.starts_with("auth.jwt.") || key.starts_with("auth.issuers.");
-    // Keys that could not be read are not missing ones.
-    if profile == Profile::Production
-        && tokens
-        && !keys
-        && !reader.faults.iter().any(|fault| of_keys(&fault.key))
-    {
+    if profile == Profile::Production && tokens && !keys && !keys_are_at_fault(reader) {
         reader.fault("auth.jwt.secret", secrets::no_jwt_key());
     }
+}
+
+/// A door for logout tokens has something to check them with.
+pub(super) fn back_channel(reader: &mut Reader, auth: &Auth) {
+    let key = "auth.backchannel.public";
+    if auth.backchannel_public
+        && !auth.jwt.has_keys()
+        && auth.issuers.is_empty()
+        && !keys_are_at_fault(reader)
+    {
+        let what = "is true, and there is no issuer whose logout tokens could be checked";
+        let advice =
+            "set the keys of [auth.jwt] or of a table of [auth.issuers], or leave it false";
+        reader.fault(key, Problem::new(what, advice));
+    }
+}
+
+/// Keys that could not be read are not missing ones.
+fn keys_are_at_fault(reader: &Reader) -> bool {
+    let of_keys = |key: &str| key.starts_with("auth.jwt.") || key.starts_with("auth.issuers.");
+    reader.faults.iter().any(|fault| of_keys(&fault.key))
 }
 
 /// The keys and rules of one issuer: `[auth.jwt]`, or a table of its own with the same keys.
