@@ -201,6 +201,15 @@ impl Authenticator {
         verdict.map(|principal| (method, principal)).map_err(|denied| (Some(method), denied))
     }
 
+    /// The kind of credential that this request would be asked for; nothing is checked.
+    #[must_use]
+    pub fn kind(&self, head: Head<'_>) -> Option<Method> {
+        match self.find(head, &Method::ALL) {
+            Ok(found) => found.map(|(method, _)| method),
+            Err(ambiguous) => Some(ambiguous),
+        }
+    }
+
     /// Sells a ticket that stands for `principal`. `None`: tickets are not accepted here.
     ///
     /// # Errors
@@ -250,7 +259,14 @@ impl Authenticator {
         if now.user == principal.user { Ok(now) } else { Err(Unauthorized::Ticket.into()) }
     }
 
-    /// Checks a token without a request: a renewal.
+    /// Whether tokens are accepted at all, in whatever place.
+    #[must_use]
+    pub fn takes_tokens(&self) -> bool {
+        self.methods.iter().any(|method| method.is_token())
+    }
+
+    /// Checks a token without a request: a renewal, which only makes sense where
+    /// [tokens are accepted](Self::takes_tokens).
     ///
     /// # Errors
     /// Names the rule that fails; [`Fault::Away`] where that cannot be known now.

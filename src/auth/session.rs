@@ -173,13 +173,26 @@ impl Cookies {
     fn begin(&self, id: String) -> Look {
         let (store, reader) = (Arc::clone(&self.store), Arc::clone(&self.reader));
         let places = Arc::clone(&self.places);
-        async move {
+        let look = async move {
             let _place = places.acquire().await.map_err(|_| Failure::Away)?;
             match store.look_up(&id).await {
                 Ok(Some(held)) => reader.read(&held).map(Arc::new),
                 Ok(None) => Err(Fault::Gone.into()),
                 Err(error) => {
                     tracing::debug!(%error, "a session could not be looked up");
+                    Err(Failure::Away)
+                }
+            }
+        };
+        // A task of its own: whoever asked may leave, and a look that nobody drives would keep its
+        // place. The deadline bounds how many there are.
+        let look = tokio::spawn(tokio::time::timeout(DEADLINE, look));
+        async move {
+            match look.await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) => Err(Failure::Away),
+                Err(error) => {
+                    tracing::debug!(%error, "a look at a session was cut short");
                     Err(Failure::Away)
                 }
             }
@@ -194,8 +207,7 @@ impl Cookies {
     }
 }
 
-/// Whether a look that began so long ago still says how it is. One that nobody waits for any more
-/// stands still, and is not good for ever either.
+/// Whether a look that began so long ago still says how it is.
 fn is_good(look: &Look, age: Duration) -> bool {
     match look.peek() {
         None | Some(Ok(_)) => age < KNOWN,
@@ -210,8 +222,28 @@ struct Reader {
     groups: Option<Field>,
     issued: Option<Field>,
     rule: groups::Rule,
-    /// When somebody was last told of a session that is not understood.
-    told: Mutex<Option<Instant>>,
+    leeway: Duration,
+    /// Sessions that are not understood.
+    odd: Told,
+    /// Sessions that begin in the future.
+    ahead: Told,
+}
+
+/// When somebody was last told of something that concerns every session.
+#[derive(Default)]
+struct Told(Mutex<Option<Instant>>);
+
+impl Told {
+    /// Whether it is time to tell again.
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = told.is_none_or(|told| now.duration_since(told) >= QUIET);
+        if due {
+            *told = Some(now);
+        }
+        due
+    }
 }
 
 /// Where something stands in a session: a member of the object, or a field of the hash, and from
@@ -286,26 +318,38 @@ impl Reader {
             groups: session.groups_field.as_deref().map(Field::parse),
             issued: session.issued_field.as_deref().map(Field::parse),
             rule: groups::Rule::new(config),
-            told: Mutex::default(),
+            leeway: config.auth.jwt.leeway,
+            odd: Told::default(),
+            ahead: Told::default(),
         }
     }
 
     fn read(&self, held: &Held) -> Result<Session, Failure> {
         let session = self.session(held);
-        if let Err(Fault::Form(what)) = &session {
+        if let Err(Fault::Form(what)) = &session
+            && self.odd.is_due()
+        {
             // Whoever set the gateway up has to know: nobody gets in.
-            self.tell(what);
+            tracing::warn!("a session {what}; compare it with auth.session in the configuration");
         }
         Ok(session?)
     }
 
-    fn tell(&self, what: &str) {
-        let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| now.duration_since(told) >= QUIET) {
-            *told = Some(now);
-            tracing::warn!("a session {what}; compare it with auth.session in the configuration");
+    /// A time of login that has not come yet (milliseconds, say, where seconds are meant) would be
+    /// newer than every revocation; it says nothing.
+    fn issued(&self, at: SystemTime) -> Option<SystemTime> {
+        let ahead = at.duration_since(SystemTime::now()).unwrap_or_default();
+        if ahead <= self.leeway {
+            return Some(at);
         }
+        if self.ahead.is_due() {
+            tracing::warn!(
+                "a session says that its login is still to come, so it counts as older than any \
+                 revocation of its user; auth.session.issued_field has seconds since 1970, not \
+                 milliseconds"
+            );
+        }
+        None
     }
 
     fn session(&self, held: &Held) -> Result<Session, Fault> {
@@ -342,7 +386,7 @@ impl Reader {
                 None => Vec::new(),
                 Some(found) => self.rule.take(names(found)?)?,
             },
-            issued: find(&self.issued)?.and_then(moment),
+            issued: find(&self.issued)?.and_then(moment).and_then(|at| self.issued(at)),
         })
     }
 }

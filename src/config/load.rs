@@ -2,7 +2,7 @@
 
 use std::{num::NonZero, path::PathBuf, time::Duration};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
     Api, ApiKey, Auth, Config, Drain, Faults, Internal, Jwks, Limits, Log, LogFormat, Method,
@@ -176,8 +176,10 @@ fn auth(reader: &mut Reader, profile: Profile, redis: &Redis, has_redis: bool) -
         })
     };
     let own = jwt::own(reader, profile);
+    let methods = reader.list("auth.methods", method, |method| method.label().to_owned());
+    let cookies = methods.contains(&Method::Cookie);
     let auth = Auth {
-        methods: reader.list("auth.methods", method, |method| method.label().to_owned()),
+        methods,
         reject: reader.choice(
             "auth.reject",
             &[("close", Reject::Close), ("http", Reject::Http)],
@@ -193,7 +195,7 @@ fn auth(reader: &mut Reader, profile: Profile, redis: &Redis, has_redis: bool) -
             floor: reader.duration("auth.jwks.floor", Duration::from_millis(100)..=HOUR),
             timeout: reader.duration("auth.jwks.timeout", MIN_WAIT..=MINUTE),
         },
-        session: session(reader, redis, has_redis),
+        session: session(reader, redis, has_redis, cookies),
         revocation_ttl: reader.duration("auth.revocation_ttl", MINUTE..=30 * DAY),
         backchannel_public: reader.choice(
             "auth.backchannel.public",
@@ -202,13 +204,14 @@ fn auth(reader: &mut Reader, profile: Profile, redis: &Redis, has_redis: bool) -
         ),
     };
     jwt::some_key(reader, profile, &auth);
+    jwt::back_channel(reader, &auth);
     if auth.methods.is_empty() {
         needs_one(reader, "auth.methods", "so nobody could connect", "subprotocol");
     }
     // All kinds are the default; only who asks for cookies by name has to say where sessions are.
     let asked = reader.origin("auth.methods") != "default";
     let sessions = auth.session.redis.is_some();
-    if asked && auth.methods.contains(&Method::Cookie) && !sessions && reader.is_good("redis.url") {
+    if asked && cookies && !sessions && reader.is_good("redis.url") {
         let what = "names cookie, and there is no Redis to look sessions up in";
         let advice = "set auth.session.redis_url or redis.url, or leave cookie out";
         reader.fault("auth.methods", Problem::new(what, advice));
@@ -216,7 +219,7 @@ fn auth(reader: &mut Reader, profile: Profile, redis: &Redis, has_redis: bool) -
     auth
 }
 
-fn session(reader: &mut Reader, redis: &Redis, has_redis: bool) -> Session {
+fn session(reader: &mut Reader, redis: &Redis, has_redis: bool, cookies: bool) -> Session {
     const FORMATS: [(&str, SessionFormat); 3] = [
         ("auto", SessionFormat::Auto),
         ("json", SessionFormat::Json),
@@ -243,10 +246,18 @@ fn session(reader: &mut Reader, redis: &Redis, has_redis: bool) -> Session {
     };
     // On one Redis a session's key must not be one of ours: whoever sends a cookie chooses what
     // is read.
+    let shared = has_redis
+        && match &own {
+            None => true,
+            Some((theirs, _)) => {
+                let urls = (rules::redis_url(redis.url.expose_secret()), rules::redis_url(theirs));
+                matches!(urls, (Ok(ours), Ok(theirs)) if ours.shares_keys_with(&theirs))
+            }
+        };
     let (ours, theirs) = (&redis.prefix, &session.key_prefix);
     let overlap = theirs.starts_with(ours.as_str()) || ours.starts_with(theirs.as_str());
     let keys = ["auth.session.key_prefix", "redis.prefix"];
-    if own.is_none() && has_redis && overlap && keys.iter().all(|key| reader.is_good(key)) {
+    if cookies && shared && overlap && keys.iter().all(|key| reader.is_good(key)) {
         let what = format!("{theirs:?} overlaps with redis.prefix");
         reader.fault(keys[0], Problem::new(what, "give one of them another beginning"));
     }

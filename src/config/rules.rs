@@ -98,6 +98,44 @@ pub fn redis_url(text: &str) -> Result<RedisUrl<'_>, Problem> {
 }
 
 impl RedisUrl<'_> {
+    /// Whether both name the same keys: a node in common, and the same database. What another name
+    /// of a host hides cannot be seen here.
+    pub fn shares_keys_with(&self, other: &Self) -> bool {
+        let nodes = self.nodes();
+        let service = |url: &Self| {
+            url.parameters("sentinelServiceName").next().unwrap_or("mymaster").to_owned()
+        };
+        other.nodes().iter().any(|node| nodes.contains(node))
+            && self.database_number() == other.database_number()
+            && (!self.is_sentinel() || !other.is_sentinel() || service(self) == service(other))
+    }
+
+    /// Hosts in lower case, with their ports.
+    fn nodes(&self) -> Vec<(String, u16)> {
+        let default = if self.is_sentinel() { 26_379 } else { 6379 };
+        let node = |address: &str| {
+            let (host, port) = host_and_port(address);
+            let port = port.and_then(|port| port.parse().ok()).unwrap_or(default);
+            (host.to_ascii_lowercase(), port)
+        };
+        std::iter::once(self.address).chain(self.parameters("node")).map(node).collect()
+    }
+
+    fn is_sentinel(&self) -> bool {
+        self.scheme.ends_with("-sentinel")
+    }
+
+    fn database_number(&self) -> &str {
+        self.database.unwrap_or_default().trim_start_matches('0')
+    }
+
+    fn parameters(&self, wanted: &'static str) -> impl Iterator<Item = &str> {
+        let parameters = self.query.into_iter().flat_map(|query| query.split('&'));
+        parameters.filter_map(move |parameter| {
+            parameter.strip_prefix(wanted).and_then(|rest| rest.strip_prefix('='))
+        })
+    }
+
     /// The URL without what it must not tell: user, password, and parameters other than the
     /// names of a Sentinel service and of nodes.
     pub fn redacted(&self) -> String {

@@ -54,14 +54,33 @@ pub fn redis_url(path: &Path) -> Result<SecretString, Faults> {
 /// # Errors
 /// Names the path, never the secret.
 pub fn jwt_secret(path: &Path, profile: Profile) -> Result<SecretString, Faults> {
+    secret_of(path, "secret_file", profile)
+}
+
+fn secret_of(path: &Path, key: &str, profile: Profile) -> Result<SecretString, Faults> {
     let secret = read(path).and_then(|secret| {
         check_jwt_secret(&secret, profile)?;
         Ok(SecretString::from(secret))
     });
-    secret.map_err(|problem| at(path, "secret_file", vec![problem]))
+    secret.map_err(|problem| at(path, key, vec![problem]))
 }
 
-/// Reads all files with keys of one issuer again. `None`: they say what they said.
+/// Reads the secret before the present one from its file. `None`: the file is gone or empty, so
+/// the rotation is over, and that secret is withdrawn.
+fn previous(path: &Path, profile: Profile) -> Result<Option<SecretString>, Faults> {
+    if is_empty(path) || matches!(path.try_exists(), Ok(false)) {
+        return Ok(None);
+    }
+    secret_of(path, "secret_previous_file", profile).map(Some)
+}
+
+/// Whether the file is there and says nothing.
+pub(super) fn is_empty(path: &Path) -> bool {
+    text(path).is_ok_and(|text| text.is_empty())
+}
+
+/// Reads all files with keys of one issuer again. `None`: they say what they said. A file with the
+/// previous secret that is gone or empty says that there is none any more.
 ///
 /// # Errors
 /// Names the first file that is no good. The caller goes on with the keys it has.
@@ -71,7 +90,7 @@ pub fn issuer_again(jwt: &Jwt, profile: Profile) -> Result<Option<Jwt>, Faults> 
         new.secret = Some(jwt_secret(path, profile)?);
     }
     if let Some(path) = &jwt.secret_previous_file {
-        new.secret_previous = Some(jwt_secret(path, profile)?);
+        new.secret_previous = previous(path, profile)?;
     }
     if !jwt.public_key_files.is_empty() {
         new.public_keys = Vec::new();
@@ -117,8 +136,17 @@ fn at(path: &Path, key: &str, problems: Vec<Problem>) -> Faults {
     Faults(problems.into_iter().map(|problem| problem.at(key, &origin)).collect())
 }
 
-/// The text of a file without its last line end.
+/// The text of a file without its last line end. An empty one is a fault.
 pub(super) fn read(path: &Path) -> Result<String, Problem> {
+    let text = text(path)?;
+    if text.is_empty() {
+        let what = format!("{} is empty", path.display());
+        return Err(Problem::new(what, "write the value into it"));
+    }
+    Ok(text)
+}
+
+fn text(path: &Path) -> Result<String, Problem> {
     let mut text = String::new();
     let read =
         File::open(path).and_then(|file| file.take(FILE_BYTES + 1).read_to_string(&mut text));
@@ -135,10 +163,6 @@ pub(super) fn read(path: &Path) -> Result<String, Problem> {
         if text.ends_with('\r') {
             text.truncate(text.len() - 1);
         }
-    }
-    if text.is_empty() {
-        let what = format!("{} is empty", path.display());
-        return Err(Problem::new(what, "write the value into it"));
     }
     Ok(text)
 }
@@ -267,6 +291,44 @@ mod tests {
         }
         fs::write(&path, "x".repeat(32)).unwrap();
         assert!(jwt_secret(&path, Profile::Production).is_ok());
+    }
+
+    #[test]
+    fn a_previous_secret_is_withdrawn_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let (now, before) = ("n".repeat(32), "b".repeat(32));
+        fs::write(path("now"), &before).unwrap();
+        fs::write(path("before"), &before).unwrap();
+        let mut jwt =
+            crate::config::load::load(&crate::config::Sources::default()).unwrap().auth.jwt;
+        jwt.secret_file = Some(path("now"));
+        jwt.secret_previous_file = Some(path("before"));
+        let again = |jwt: &Jwt| issuer_again(jwt, Profile::Production);
+        let old = again(&jwt).unwrap().unwrap();
+        assert!(again(&old).unwrap().is_none());
+        // The new secret is taken along with it.
+        fs::write(path("now"), &now).unwrap();
+        for empty in [Some(""), Some("\n"), Some("\r\n"), None] {
+            match empty {
+                Some(text) => fs::write(path("before"), text).unwrap(),
+                None => fs::remove_file(path("before")).unwrap(),
+            }
+            let new = again(&old).unwrap().unwrap();
+            assert_eq!(new.secret.as_ref().unwrap().expose_secret(), now, "{empty:?}");
+            assert!(new.secret_previous.is_none(), "{empty:?}");
+            assert!(again(&new).unwrap().is_none(), "{empty:?}");
+        }
+        // The next rotation begins, and what is no secret is none either.
+        fs::write(path("before"), &before).unwrap();
+        assert!(again(&old).unwrap().unwrap().secret_previous.is_some());
+        fs::write(path("before"), "short").unwrap();
+        let faults = again(&old).unwrap_err().to_string();
+        assert!(faults.contains("secret_previous_file"), "{faults}");
+        // The present secret cannot be withdrawn so.
+        fs::write(path("before"), "").unwrap();
+        fs::write(path("now"), "").unwrap();
+        assert!(again(&old).unwrap_err().to_string().contains("is empty"));
     }
 
     #[test]

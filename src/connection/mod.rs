@@ -5,6 +5,7 @@
 
 use std::{
     future::Future,
+    num::NonZeroU32,
     rc::Rc,
     time::{Duration, SystemTime},
 };
@@ -19,6 +20,7 @@ use crate::{
     frame::{self, Frame, Notice},
     net::Link,
     outbox::{Outbox, Push, Signal},
+    rate::Bucket,
     registry::{Permit, Registration},
     telemetry::{DropReason, Metrics},
     timer::Timer,
@@ -38,6 +40,11 @@ use session::{Session, Step};
 
 /// How long a peer has to answer a close and to read what is left, before it is reset.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Each renewal costs a signature and a question to Redis: a connection has one a second.
+const RENEWALS: Duration = Duration::from_secs(1);
+/// And so many at once after a rest, so that a page whose token was no good can send the next.
+const RENEWALS_AT_ONCE: NonZeroU32 = NonZeroU32::new(3).unwrap();
 
 /// What a client sent.
 #[derive(Debug)]
@@ -146,6 +153,7 @@ impl<I: Inbound> Connection<I> {
             settings: Rc::clone(&settings),
             pending: None,
             flood: Flood::new(settings.inbound),
+            renewals: Bucket::new(NonZeroU32::MIN, RENEWALS, RENEWALS_AT_ONCE),
             look_again: false,
         };
         live.plan_recheck();
@@ -197,6 +205,8 @@ struct Live {
     /// A question about the credential that is under way; there is one at a time.
     pending: Option<LocalBoxFuture<'static, Answer>>,
     flood: Flood,
+    /// What is left of renewals.
+    renewals: Bucket,
     /// Look the session up once that is answered: it was asked before the reason to look.
     look_again: bool,
 }
@@ -308,6 +318,9 @@ impl Live {
         if self.pending.is_some() {
             return self.say(&Notice::RenewalFailed { reason: "busy" }.frame());
         }
+        if self.renewals.take(NonZeroU32::MIN).is_err() {
+            return self.say(&Notice::RenewalFailed { reason: "too_often" }.frame());
+        }
         let renewal = self.settings.credentials.renew(token);
         self.pending = Some(Box::pin(async move { Answer::Renewed(renewal.await) }));
     }
@@ -332,6 +345,7 @@ impl Live {
         match answer {
             Answer::Renewed(Ok(principal)) if principal.user == self.principal.user => {
                 self.adopt(principal);
+                self.plan_recheck();
                 let left = self
                     .principal
                     .expires
@@ -339,17 +353,20 @@ impl Live {
                 let groups = &self.principal.groups;
                 self.say(&Notice::Renewed { expires_in_ms: left, groups }.frame());
             }
+            // The next look stays where it is: a client must not put it off by failing.
             Answer::Renewed(renewed) => {
                 let reason = renewed.err().unwrap_or("other_user");
                 self.say(&Notice::RenewalFailed { reason }.frame());
             }
-            Answer::Rechecked(Standing::Holds(principal)) => self.adopt(*principal),
-            Answer::Rechecked(Standing::Unknown) => {}
+            Answer::Rechecked(Standing::Holds(principal)) => {
+                self.adopt(*principal);
+                self.plan_recheck();
+            }
+            Answer::Rechecked(Standing::Unknown) => self.plan_recheck(),
             Answer::Rechecked(Standing::Ended) => {
                 return Next::End(End::Ours(CloseCause::SessionEnded, None));
             }
         }
-        self.plan_recheck();
         if std::mem::take(&mut self.look_again) {
             self.recheck();
         }

@@ -100,7 +100,7 @@ impl From<Refusal> for Refused {
     }
 }
 
-/// Phase, room, Origin, credential, bus, room for the user.
+/// Phase, room, Origin, bus, credential, room for the user.
 pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted, Refused> {
     let made = std::time::SystemTime::now();
     if let Err(error) = verify_handshake(head) {
@@ -131,6 +131,10 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
     }
     let query = head.uri.query().unwrap_or_default();
     let asked = Head { headers: &head.headers, query, origin: origin == Verdict::Allowed };
+    // Before the credential: a ticket is good for one look, and this is not its holder's fault.
+    if !state.health.delivers() {
+        return Err(Refusal::Away(state.authenticator.kind(asked)).into());
+    }
     let (method, principal) = match state.authenticator.authenticate(asked).await {
         Ok(found) => found,
         Err((method, denied)) => {
@@ -150,9 +154,6 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
             return Err(Refused { refusal, pass: Some(pass) });
         }
     };
-    if !state.health.delivers() {
-        return Err(Refusal::Away(Some(method)).into());
-    }
     let id = ConnectionId::new();
     let seat = match state.seats.take(id, &principal).await {
         Ok(seat) => seat,

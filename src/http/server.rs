@@ -195,6 +195,9 @@ impl Credentials for Open {
     fn renew(&self, token: String) -> LocalBoxFuture<'static, Result<Principal, &'static str>> {
         let (authenticator, seats) = (Arc::clone(&self.authenticator), Arc::clone(&self.seats));
         Box::pin(async move {
+            if !authenticator.takes_tokens() {
+                return Err("not_accepted");
+            }
             let principal = authenticator.verify(&token).await.map_err(|fault| fault.label())?;
             match seats.revoked(&principal).await {
                 Ok(false) => Ok(principal),

@@ -28,6 +28,7 @@ use crate::{
     telemetry::{DropReason, Metrics},
 };
 
+mod endings;
 mod interest;
 mod shard;
 mod users;

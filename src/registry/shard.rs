@@ -13,7 +13,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Delivery, Interest, Registry, Shared, ToShard};
+use super::{Delivery, Interest, Registry, Shared, ToShard, endings::Endings};
 use crate::{
     event::{Channel, ConnectionId, GapReason, Group, Order, SessionKey, UserId},
     frame::{self, Notice},
@@ -44,11 +44,6 @@ const RENEWAL: Duration = Duration::from_secs(5);
 /// So many orders are remembered at most; the oldest goes.
 const ORDERS: usize = 1024;
 
-/// Sessions that ended are remembered this long for handshakes that had looked them up before.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// So many batches of them at most; the oldest goes.
-const ENDINGS: usize = 64;
-
 type Keys = SmallVec<[usize; 2]>;
 
 /// What the registry knows of a connection.
@@ -73,7 +68,7 @@ pub struct Shard {
     leaving: Cell<Option<Duration>>,
     orders: RefCell<VecDeque<Remembered>>,
     resync: Cell<Resync>,
-    ended: RefCell<VecDeque<(Instant, Arc<HashSet<SessionKey>>)>>,
+    ended: RefCell<Endings>,
     slow: Throttle,
 }
 
@@ -157,7 +152,7 @@ impl Shard {
             }
         }
         if let Some(session) = &member.session
-            && self.ended.borrow().iter().any(|(_, ended)| ended.contains(session))
+            && self.ended.borrow_mut().may_have(session)
         {
             outbox.request_recheck();
         }
@@ -203,7 +198,7 @@ impl Shard {
                     tracing::debug!(count, "nobody waits for the outcome of an order");
                 }
             }
-            ToShard::Recheck(sessions) => self.recheck(sessions),
+            ToShard::Recheck(sessions) => self.recheck(&sessions),
             ToShard::Resync(reason) => resync(self, reason),
             ToShard::Leave(spread) => self.leave(spread),
         }
@@ -279,19 +274,13 @@ impl Shard {
         count
     }
 
-    fn recheck(&self, sessions: Arc<HashSet<SessionKey>>) {
+    fn recheck(&self, sessions: &HashSet<SessionKey>) {
         for (_, entry) in &self.state.borrow().connections {
             if entry.member.session.is_some_and(|session| sessions.contains(&session)) {
                 entry.outbox.request_recheck();
             }
         }
-        let mut ended = self.ended.borrow_mut();
-        while ended.front().is_some_and(|(at, _)| at.elapsed() > HANDSHAKE)
-            || ended.len() >= ENDINGS
-        {
-            ended.pop_front();
-        }
-        ended.push_back((Instant::now(), sessions));
+        self.ended.borrow_mut().add(sessions);
     }
 
     /// Evenly spaced moments in a random order: no second has more than its share of closes.

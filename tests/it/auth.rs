@@ -376,6 +376,32 @@ async fn a07_a_failed_renewal_leaves_the_old_credential_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a07_renewals_are_few() {
+    let replica = Replica::start().await;
+    let mut ws = accepted(&replica, &token("alice")).await;
+    let renewal = json!({"type": "belfry.token", "token": token("alice")}).to_string();
+    let start = Instant::now();
+    let mut renewed = 0;
+    let held = loop {
+        ws.send(renewal.as_str());
+        let (_, text) = ws.text(PATIENCE).await;
+        if text.contains("belfry.renewed") {
+            renewed += 1;
+        } else if text.contains("belfry.renewal_failed") {
+            break text;
+        }
+    };
+    assert!(held.contains("too_often"), "{held}");
+    assert!(renewed <= 3 + start.elapsed().as_secs(), "{renewed} in {:?}", start.elapsed());
+    // The connection stays, and has its turn again.
+    until("a renewal is taken again", PATIENCE, async || {
+        ws.send(renewal.as_str());
+        ws.text(PATIENCE).await.1.contains("belfry.renewed").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a07_a_renewal_without_a_token_is_answered_too() {
     let replica = Replica::start().await;
     let mut ws = accepted(&replica, &token("alice")).await;

@@ -709,6 +709,13 @@ async fn keys_rotate_without_a_restart() {
         (verdicts == ["1008", "1008"]).then_some(())
     })
     .await;
+    // Emptying its file withdraws the previous one.
+    std::fs::write(path("previous"), "").expect("written");
+    until("the previous secret is withdrawn", PATIENCE, async || {
+        (outcome(&replica, &by(SECRET)).await == "1008").then_some(())
+    })
+    .await;
+    assert!(!replica.log().contains("a secret file is no good"), "{}", replica.log());
     // What is no key does not replace one, and is said.
     std::fs::write(path("secret"), a.public_pem()).expect("written");
     std::fs::write(path("pem"), "nonsense").expect("written");

@@ -349,6 +349,49 @@ async fn a07_a_cookie_can_be_replaced_by_a_token_in_place() {
     assert!(crate::support::jwt::now() >= exp);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a07_failed_renewals_do_not_put_off_the_next_look() {
+    let redis = RedisServer::start().await;
+    let replica = spawn(with_sessions(&redis).set("auth.session.recheck", "2s")).await;
+    set(&redis, "s", &json!({"user_id": "alice"})).await;
+    let mut ws = cookie(&replica, "s").open().await;
+    run(&redis, "DEL session:s").await;
+    let bad = json!({"type": "belfry.token", "token": "none"}).to_string();
+    let begun = Instant::now();
+    let end = loop {
+        assert!(begun.elapsed() < Duration::from_secs(8), "the session is not looked up");
+        ws.send(bad.as_str());
+        // Answers come until the end does.
+        match ws.next(Duration::from_secs(1)).await.1 {
+            Seen::Text(text) if text.contains("belfry.renewal_failed") => {}
+            Seen::Text(text) => break text,
+            other => panic!("{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(end.contains("belfry.goodbye") && end.contains("session_ended"), "{end}");
+    assert_eq!(ws.end(PATIENCE).await.code, 4401);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a07_where_tokens_are_not_accepted_they_renew_nothing() {
+    let redis = RedisServer::start().await;
+    let renewal = json!({"type": "belfry.token", "token": token("alice")}).to_string();
+    set(&redis, "s", &json!({"user_id": "alice"})).await;
+    let cookies_only = with_sessions(&redis).set("auth.methods", "cookie,ticket");
+    let replica = spawn(cookies_only).await;
+    let mut ws = cookie(&replica, "s").open().await;
+    ws.send(renewal.as_str());
+    let failed = ws.word("belfry.renewal_failed", PATIENCE).await;
+    assert_eq!(failed["reason"], "not_accepted", "{failed}");
+    ws.is_alive().await;
+    // Any place that a token may stand in will do.
+    let replica = spawn(with_sessions(&redis).set("auth.methods", "cookie,query")).await;
+    let mut ws = cookie(&replica, "s").open().await;
+    ws.send(renewal.as_str());
+    ws.word("belfry.renewed", PATIENCE).await;
+}
+
 /// How many `GET` and `HMGET` the server has carried out.
 fn gets(redis: &RedisServer) -> u64 {
     let stats = redis.cli(&["INFO", "commandstats"]);

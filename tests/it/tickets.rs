@@ -459,6 +459,26 @@ async fn a15_redis_is_away_and_tickets_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a15_a_deaf_replica_leaves_the_ticket_good() {
+    let redis = RedisServer::start().await;
+    // It may use every key and hear nothing.
+    redis.client().await.words("ACL SETUSER deaf on >hush ~* +@all resetchannels").await;
+    let url = format!("redis://deaf:hush@{}", redis.address());
+    let deaf = Builder::production().redis_at(&url).not_ready().spawn().await;
+    let replica = Builder::production().redis(&redis).spawn().await;
+    let ticket = bought(&replica, &token("alice")).await;
+    let away = |auth| [("auth", auth), ("result", "away")];
+    for _ in 0..3 {
+        let refusal = with(&deaf, &ticket).try_connect().await.err().map(|refusal| refusal.status);
+        assert_eq!(refusal, Some(503), "a deaf socket");
+    }
+    deaf.metric("connects_total", &away("ticket"), PATIENCE, |n| n >= 3.0).await;
+    let mut ws = with(&replica, &ticket).open().await;
+    assert_eq!(ws.welcome["user"], "alice");
+    ws.is_alive().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn x02_a_replica_that_leaves_sells_none() {
     let replica =
         Builder::production().set("drain.delay", "500ms").set("drain.spread", "30s").spawn().await;

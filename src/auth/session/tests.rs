@@ -124,6 +124,26 @@ fn sessions_that_hold() {
 }
 
 #[test]
+fn a_login_that_is_still_to_come_says_nothing() {
+    let mut reader = reader("user_id", "groups", "issued_at");
+    reader.leeway = Duration::from_secs(30);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let issued = |at: String| {
+        let text = reader.session(&json(&format!(r#"{{"user_id":"a","issued_at":{at}}}"#)));
+        let field = reader.session(&hash(&[("user_id", "a"), ("issued_at", &at)]));
+        assert_eq!(text, field);
+        text.unwrap().issued
+    };
+    let seconds = now.as_secs();
+    for at in [seconds - 60, seconds, seconds + 20] {
+        assert_eq!(issued(at.to_string()), Some(UNIX_EPOCH + Duration::from_secs(at)));
+    }
+    for at in [u128::from(seconds + 60), now.as_millis(), now.as_micros()] {
+        assert_eq!(issued(at.to_string()), None, "{at}");
+    }
+}
+
+#[test]
 fn sessions_that_do_not() {
     let plain = reader("user_id", "groups", "issued_at");
     for held in [
@@ -223,7 +243,7 @@ async fn an_outage_is_not_remembered() {
     let begun = Instant::now();
     assert_eq!(cookies.principal("t", true).await.unwrap_err(), Failure::Away);
     assert_eq!(begun.elapsed(), DEADLINE);
-    // The look that nobody waits for any more is not joined.
+    // The look that came to nothing is not joined.
     store.open.send_replace(true);
     assert!(cookies.principal("t", true).await.is_ok());
 }
@@ -250,6 +270,29 @@ async fn a_wave_queues_and_shares() {
     }
     assert_eq!(store.asked(), 1_000);
     assert!(store.most_at_once.load(Ordering::Relaxed) <= AT_ONCE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn look_ups_that_are_left_keep_no_place() {
+    let store = Fake::new(Some(json(r#"{"user_id":"a"}"#)));
+    store.open.send_replace(false);
+    let cookies = cookies(&store);
+    let handshakes: Vec<_> = (0..AT_ONCE)
+        .map(|n| {
+            let cookies = Arc::clone(&cookies);
+            tokio::spawn(async move { cookies.principal(&n.to_string(), true).await })
+        })
+        .collect();
+    while store.asked() < AT_ONCE {
+        tokio::task::yield_now().await;
+    }
+    for handshake in &handshakes {
+        handshake.abort();
+    }
+    store.open.send_replace(true);
+    let begun = Instant::now();
+    assert!(cookies.principal("next", true).await.is_ok());
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 
-use super::{needs_one, note_file, redacted, secret};
+use super::{file_of, needs_one, note_file, redacted, secret};
 use crate::config::{
     Auth, Issuer, Jwt, KeyKind, Profile, fault::Problem, issuers as names, reader::Reader, rules,
     secrets,
@@ -21,15 +21,30 @@ pub(super) fn own(reader: &mut Reader, profile: Profile) -> Jwt {
 pub(super) fn some_key(reader: &mut Reader, profile: Profile, auth: &Auth) {
     let keys = auth.jwt.has_keys() || !auth.issuers.is_empty();
     let tokens = auth.methods.iter().any(|method| method.is_token());
-    let of_keys = |key: &str| key.starts_with("auth.jwt.") || key.starts_with("auth.issuers.");
-    // Keys that could not be read are not missing ones.
-    if profile == Profile::Production
-        && tokens
-        && !keys
-        && !reader.faults.iter().any(|fault| of_keys(&fault.key))
-    {
+    if profile == Profile::Production && tokens && !keys && !keys_are_at_fault(reader) {
         reader.fault("auth.jwt.secret", secrets::no_jwt_key());
     }
+}
+
+/// A door for logout tokens has something to check them with.
+pub(super) fn back_channel(reader: &mut Reader, auth: &Auth) {
+    let key = "auth.backchannel.public";
+    if auth.backchannel_public
+        && !auth.jwt.has_keys()
+        && auth.issuers.is_empty()
+        && !keys_are_at_fault(reader)
+    {
+        let what = "is true, and there is no issuer whose logout tokens could be checked";
+        let advice =
+            "set the keys of [auth.jwt] or of a table of [auth.issuers], or leave it false";
+        reader.fault(key, Problem::new(what, advice));
+    }
+}
+
+/// Keys that could not be read are not missing ones.
+fn keys_are_at_fault(reader: &Reader) -> bool {
+    let of_keys = |key: &str| key.starts_with("auth.jwt.") || key.starts_with("auth.issuers.");
+    reader.faults.iter().any(|fault| of_keys(&fault.key))
 }
 
 /// The keys and rules of one issuer: `[auth.jwt]`, or a table of its own with the same keys.
@@ -38,7 +53,7 @@ fn table(reader: &mut Reader, profile: Profile, section: &str) -> Jwt {
     let optional = |text: String| if text.is_empty() { None } else { Some(text) };
     let (secret, secret_file) = jwt_secret(reader, &key("secret"), profile);
     let (secret_previous, secret_previous_file) =
-        jwt_secret(reader, &key("secret_previous"), profile);
+        previous_secret(reader, &key("secret_previous"), profile);
     let path = |text: &str| Ok(PathBuf::from(text));
     let files = reader.list(&key("public_key_files"), path, |path| path.display().to_string());
     let mut public_keys = Vec::new();
@@ -87,6 +102,23 @@ fn jwt_secret(
     reader.note(key, redacted(secret.is_some()));
     note_file(reader, &format!("{key}_file"));
     (secret.map(SecretString::from), file)
+}
+
+/// The same, but an empty file is no fault: so a secret is withdrawn while the gateway runs, and it
+/// must start again afterwards.
+fn previous_secret(
+    reader: &mut Reader,
+    key: &str,
+    profile: Profile,
+) -> (Option<SecretString>, Option<PathBuf>) {
+    match file_of(reader, key) {
+        Some(path) if secrets::is_empty(&path) => {
+            reader.note(key, redacted(false));
+            note_file(reader, &format!("{key}_file"));
+            (None, Some(path))
+        }
+        _ => jwt_secret(reader, key, profile),
+    }
 }
 
 /// Every algorithm has a key, and every key an algorithm: anything else is a mistake that would

@@ -334,7 +334,89 @@ fn sessions_are_in_their_own_redis_or_in_ours() {
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("overlaps with redis.prefix"), "{found:?}");
         assert!(load(&sources(&[ours, own, prefix])).is_ok());
+        // Where no cookie is taken, nobody reads.
+        assert!(load(&sources(&[ours, prefix, ("BELFRY__AUTH__METHODS", "query,ticket")])).is_ok());
+        let methods = ("BELFRY__AUTH__METHODS", "query,cookie");
+        assert_eq!(faults(&sources(&[ours, prefix, methods])).len(), 1);
     }
+}
+
+#[test]
+fn a_previous_secret_that_was_withdrawn_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("previous");
+    let env = [("BELFRY__AUTH__JWT__SECRET_PREVIOUS_FILE", path.to_str().unwrap())];
+    for empty in ["", "\n"] {
+        fs::write(&path, empty).unwrap();
+        let jwt = load(&production(&env)).unwrap().auth.jwt;
+        assert!(jwt.secret_previous.is_none());
+        // It is looked at again.
+        assert_eq!(jwt.secret_previous_file.as_ref(), Some(&path));
+    }
+    fs::remove_file(&path).unwrap();
+    assert!(faults(&production(&env))[0].contains("cannot be read"));
+}
+
+#[test]
+fn one_redis_under_two_urls_is_one_redis() {
+    let cluster = "redis-cluster://c1:7000?node=c2:7000";
+    let sentinel = "redis-sentinel://s1:26379/0?sentinelServiceName=main&node=s2:26379";
+    for (ours, theirs, same) in [
+        ("redis://r", "redis://r", true),
+        ("redis://r", "redis://user:hush@R:6379/0", true),
+        ("redis://r/0", "redis://r/", true),
+        ("redis://r/2", "redis://r/2", true),
+        ("redis://[::1]", "redis://[::1]:6379", true),
+        (cluster, "redis-cluster://c3:7000?node=c2:7000", true),
+        (sentinel, "redis-sentinel://s2?sentinelServiceName=main", true),
+        (sentinel, "redis-sentinel://s2?sentinelServiceName=other", false),
+        (cluster, "redis-cluster://c3:7000", false),
+        ("redis://r", "redis://r/3", false),
+        ("redis://r", "redis://r:6380", false),
+        ("redis://r", "redis://s", false),
+    ] {
+        for (ours, theirs) in [(ours, theirs), (theirs, ours)] {
+            let env = [
+                ("BELFRY__REDIS__URL", ours),
+                ("BELFRY__AUTH__SESSION__REDIS_URL", theirs),
+                ("BELFRY__AUTH__SESSION__KEY_PREFIX", "ws:session:"),
+            ];
+            let loaded = load(&sources(&env));
+            assert_eq!(loaded.is_err(), same, "{ours} and {theirs}: {:?}", loaded.err());
+            if same {
+                let found = faults(&sources(&env)).join("\n");
+                assert!(found.contains("overlaps with redis.prefix"), "{found}");
+                assert!(!found.contains("hush"), "{found}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_public_back_channel_has_an_issuer() {
+    let public = ("BELFRY__AUTH__BACKCHANNEL__PUBLIC", "true");
+    let none = |more: &[(&str, &str)]| {
+        let mut sources = production(&[("BELFRY__AUTH__METHODS", "ticket"), public]);
+        sources.env.remove("BELFRY__AUTH__JWT__SECRET");
+        for (name, value) in more {
+            sources.env.insert((*name).to_owned(), value.into());
+        }
+        sources
+    };
+    let found = faults(&none(&[]));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("auth.backchannel.public"), "{found:?}");
+    assert!(load(&none(&[(public.0, "false")])).is_ok());
+    assert!(load(&none(&[("BELFRY__AUTH__JWT__SECRET", SECRET)])).is_ok());
+    let issuer = [
+        ("BELFRY__AUTH__ISSUERS__A__ISSUER", "a"),
+        ("BELFRY__AUTH__ISSUERS__A__ALGORITHMS", "HS256"),
+        ("BELFRY__AUTH__ISSUERS__A__SECRET", SECRET),
+    ];
+    assert!(load(&none(&issuer)).is_ok());
+    // One that cannot be read is told once.
+    let found = faults(&none(&[("BELFRY__AUTH__JWT__SECRET_FILE", "/nowhere/secret")]));
+    assert_eq!(found.len(), 1, "{found:?}");
 }
 
 #[test]
