@@ -100,7 +100,7 @@ async fn serve(
         Ok(true) => Err(Problem::new(Kind::BadCredential)),
         Err(error) => {
             tracing::debug!(%error, "whether a credential was revoked cannot be known");
-            Err(unavailable())
+            Err(Problem::unavailable())
         }
     }
 }
