@@ -70,21 +70,16 @@ impl Refusal {
     }
 }
 
-/// What a connection occupies from its handshake to its end; dropping it gives everything back.
-pub(super) struct Hold {
-    /// Room for its address.
-    pub(super) _pass: Pass,
-    /// Room for its user.
-    pub(super) _seat: Option<Seat>,
-}
-
 /// A request that may become a connection.
 pub(super) struct Admitted {
     pub(super) id: ConnectionId,
     pub(super) method: Method,
     pub(super) principal: Principal,
     pub(super) permit: Permit,
-    pub(super) hold: Hold,
+    /// Room for its user, up to its farewell.
+    pub(super) seat: Option<Seat>,
+    /// Room for its address, up to its end.
+    pub(super) pass: Pass,
     pub(super) made: std::time::SystemTime,
 }
 
@@ -166,8 +161,7 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
             return Err(Refused { refusal, pass: Some(pass) });
         }
     };
-    let hold = Hold { _pass: pass, _seat: seat };
-    Ok(Admitted { id, method, principal, permit, hold, made })
+    Ok(Admitted { id, method, principal, permit, seat, pass, made })
 }
 
 fn upgrades_to_websocket(head: &RequestHead) -> bool {

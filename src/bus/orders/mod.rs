@@ -183,23 +183,27 @@ impl Orders {
         Ok(Outcome { closed, replicas: replicas.len(), acknowledged })
     }
 
-    /// Closes a connection whose user has newer ones too many. The order is not kept: if it is
-    /// lost, the user's next handshake gives another.
+    /// Closes connections whose users have newer ones too many, in one batch. The orders are not
+    /// kept: if they are lost, the replicas enter the seats again, and a handshake after that gives
+    /// others.
     ///
     /// # Errors
     /// As for any message.
-    pub async fn replace(&self, connection: ConnectionId) -> Result<(), BusError> {
-        let order = Order {
-            subject: Subject::Connection(connection),
-            except_connection: None,
-            except_session: None,
-            cause: CloseCause::Replaced,
-            given: SystemTime::now(),
-        };
-        let wire = serde_json::to_string(&Wire::new(&order, None))
-            .map_err(|error| BusError::Refused(error.to_string()))?;
-        let payload = envelope::encode_order(None, &wire);
-        self.0.publisher.publish(vec![Message { to: Destination::Control, payload }]).await
+    pub async fn replace(&self, connections: &[ConnectionId]) -> Result<(), BusError> {
+        let orders = connections.iter().map(|connection| {
+            let order = Order {
+                subject: Subject::Connection(*connection),
+                except_connection: None,
+                except_session: None,
+                cause: CloseCause::Replaced,
+                given: SystemTime::now(),
+            };
+            let wire = serde_json::to_string(&Wire::new(&order, None))
+                .map_err(|error| BusError::Refused(error.to_string()))?;
+            let payload = envelope::encode_order(None, &wire);
+            Ok(Message { to: Destination::Control, payload })
+        });
+        self.0.publisher.publish(orders.collect::<Result<_, BusError>>()?).await
     }
 
     async fn revoke(&self, subject: &Subject, except: Option<SessionKey>) -> Result<(), BusError> {
