@@ -494,6 +494,11 @@ async fn members_at_fault_are_named_and_nothing_happens() {
         (json!({"user": "alice", "excpt_session": "s"}), "/excpt_session"),
         (json!({"user": "alice", "except_connection": "x"}), "/except_connection"),
         (json!({"session": "sha256:abc"}), "/session"),
+        (
+            json!({"user": "alice", "except_connection": "0198c0ffee0070008000000000000000", "revoke": true}),
+            "/except_connection",
+        ),
+        (json!({"user": "alice", "revoke": "yes"}), "/revoke"),
     ] {
         order(&replica, &body).await.is_at_fault(pointer);
     }
