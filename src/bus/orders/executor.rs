@@ -8,7 +8,6 @@ use std::{
     time::SystemTime,
 };
 
-use bytes::Bytes;
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,
@@ -19,7 +18,7 @@ use super::{Ack, Given, Heard, OrderId, Orders};
 use crate::{
     bus::{
         BusError, Destination, Message,
-        control::PAGE,
+        control::{Kept, PAGE},
         envelope::{self, Decoded},
     },
     registry::Registry,
@@ -54,7 +53,7 @@ pub struct Executor {
     retry: Instant,
 }
 
-type Page = Result<Vec<(OrderId, Bytes)>, BusError>;
+type Page = Result<Kept, BusError>;
 type Working = FuturesUnordered<BoxFuture<'static, ()>>;
 
 impl Executor {
@@ -141,7 +140,12 @@ impl Executor {
     fn read(&mut self, page: Page, working: &Working) {
         self.repairing = false;
         let page = match page {
-            Ok(page) => page,
+            Ok(Kept { orders, hole }) => {
+                if hole {
+                    self.report_hole();
+                }
+                orders
+            }
             Err(error) => {
                 self.wanted = true;
                 return tracing::debug!(%error, "orders could not be read; this is tried again");
@@ -166,6 +170,17 @@ impl Executor {
         if missed > 0 {
             tracing::info!(missed, "orders that may have been missed are carried out");
         }
+    }
+
+    /// What was revoked stays revoked, for handshakes and renewals; only who was to be closed is not
+    /// known.
+    fn report_hole(&mut self) {
+        tracing::error!(
+            last = %self.last,
+            "orders after the last one known here are not kept any more: connections that were to be \
+             closed since may still be open on this replica; repeat the orders, or restart it"
+        );
+        self.last = OrderId::default();
     }
 
     fn execute(&self, given: Given, late: bool) -> BoxFuture<'static, ()> {
