@@ -14,7 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("rate", &[]),
     ("gate", &["config", "rate"]),
     ("tls", &["config", "net"]),
-    ("seats", &["bus", "config", "event", "registry", "store", "telemetry"]),
+    ("seats", &["bus", "config", "event", "store"]),
     ("throttle", &[]),
     ("net", &[]),
     ("frame", &["event"]),
