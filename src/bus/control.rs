@@ -6,6 +6,15 @@ use futures_util::future::BoxFuture;
 
 use super::{BusError, orders::OrderId};
 
+/// What is kept after a place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The oldest [`PAGE`] orders, as messages; anything may be in them.
+    pub orders: Vec<(OrderId, Bytes)>,
+    /// Orders between that place and the first of these are not kept any more.
+    pub hole: bool,
+}
+
 /// So many orders are read at once in a repair.
 pub const PAGE: usize = 256;
 
@@ -18,6 +27,6 @@ pub trait Control: Send + Sync {
     /// [`BusError::Away`]: whether replicas hear it cannot be known.
     fn give(&self, order: String) -> BoxFuture<'_, Result<(), BusError>>;
 
-    /// The oldest [`PAGE`] orders after this place, as messages.
-    fn kept(&self, after: OrderId) -> BoxFuture<'_, Result<Vec<(OrderId, Bytes)>, BusError>>;
+    /// What is kept after this place.
+    fn kept(&self, after: OrderId) -> BoxFuture<'_, Result<Kept, BusError>>;
 }

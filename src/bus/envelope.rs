@@ -249,7 +249,13 @@ mod tests {
             assert_eq!(given.id, id);
             assert!(serde_json::from_slice::<serde_json::Value>(&wire).is_ok());
         }
-        for json in ["{}", "7", r#"{"user":"a","cause":"none","given":1}"#, r#"{"user":7}"#] {
+        for json in [
+            "{}",
+            "7",
+            r#"{"user":"a","cause":"none","given":1}"#,
+            r#"{"user":7}"#,
+            r#"{"user":"a","cause":"revoked","given":1,"more":1}"#,
+        ] {
             assert_eq!(decode(&encode_order(None, json)), Err(Poison::Invalid), "{json}");
         }
         let ack = Ack { order: "n".into(), replica: "r".into(), closed: 3 };

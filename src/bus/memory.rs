@@ -16,8 +16,10 @@ use tokio::{
 };
 
 use super::{
-    BusError, Destination, Feed, Incoming, Message, Once, Published, Publisher, control::Control,
-    envelope, orders::OrderId,
+    BusError, Destination, Feed, Incoming, Message, Once, Published, Publisher,
+    control::{Control, Kept},
+    envelope,
+    orders::OrderId,
 };
 use crate::store::{Claim, IDEMPOTENCY_TTL, Store as _, memory::MemoryStore};
 
@@ -160,8 +162,8 @@ impl Control for MemoryPublisher {
         self.publish(vec![Message { to: Destination::Control, payload }])
     }
 
-    fn kept(&self, _after: OrderId) -> BoxFuture<'_, Result<Vec<(OrderId, Bytes)>, BusError>> {
-        std::future::ready(Ok(Vec::new())).boxed()
+    fn kept(&self, _after: OrderId) -> BoxFuture<'_, Result<Kept, BusError>> {
+        std::future::ready(Ok(Kept::default())).boxed()
     }
 }
 

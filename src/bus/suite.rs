@@ -12,8 +12,11 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     BusError, Destination, Feed, Incoming, Message, Publisher,
+    control::Kept,
     envelope::{self, Decoded},
-    memory, redis,
+    memory,
+    orders::OrderId,
+    redis,
 };
 use crate::{
     config,
@@ -327,7 +330,8 @@ promises! {
             let Taken::Seat { at, over } = taken else { panic!("{taken:?}") };
             assert!(at > last, "every seat is newer than those before");
             last = at;
-            assert_eq!(over, ids[..(n + 1).saturating_sub(2)]);
+            // Named once: its seat is gone from then on.
+            assert_eq!(over, ids[n.saturating_sub(2)..n.saturating_sub(1)]);
         }
         assert_eq!(store.take_seat(wish(4, true)).await.unwrap(), Taken::Full);
         store.enter_seats("r", &user, &[(ids[3], Some(last))]).await.unwrap();
@@ -352,6 +356,8 @@ promises! {
         }
         assert!(places[0] < places[1]);
         let kept = bus.publisher.kept(places[0]).await.unwrap();
+        assert!(!kept.hole, "{kept:?}");
+        let kept = kept.orders;
         assert!(kept.iter().all(|(id, _)| *id == places[1]), "{kept:?}");
         assert_eq!(kept.len(), usize::from(bus.redis.is_some()));
         for (_, payload) in kept {
@@ -594,6 +600,35 @@ async fn a_full_redis_still_delivers() {
     let refused = bus.store.claim("k", "f", SOON).await;
     assert!(matches!(&refused, Err(BusError::Refused(why)) if why.contains("OOM")), "{refused:?}");
     assert!(bus.publisher.is_up());
+}
+
+/// What is no text is passed on to be counted, and hides nothing after it; what was lost is told.
+#[tokio::test]
+async fn garbled_orders_and_holes_are_seen() {
+    let mut bus = Bus::on_redis().await.ready().await;
+    let order = r#"{"user":"alice","cause":"revoked","given":1700000000000}"#;
+    bus.publisher.give(order.to_owned()).await.unwrap();
+    let garbled = r"return redis.call('XADD', 'ws:control', '*', 'order', '\255\254')";
+    bus.server().command(&["EVAL", garbled, "0"]).await;
+    bus.publisher.give(order.to_owned()).await.unwrap();
+    let kept = bus.publisher.kept(OrderId::default()).await.unwrap();
+    assert!(!kept.hole);
+    let [(first, _), (_, bad), (last, good)] = &kept.orders[..] else { panic!("{kept:?}") };
+    assert_eq!(envelope::decode(bad), Err(envelope::Poison::Invalid));
+    assert!(matches!(envelope::decode(good), Ok(Decoded::Order(_))));
+    let kept = bus.publisher.kept(*last).await.unwrap();
+    assert_eq!(kept, Kept::default());
+
+    bus.server().command(&["XTRIM", "ws:control", "MAXLEN", "1"]).await;
+    let kept = bus.publisher.kept(*first).await.unwrap();
+    assert!(kept.hole && kept.orders.len() == 1, "{kept:?}");
+    bus.server().command(&["DEL", "ws:control"]).await;
+    assert!(bus.publisher.kept(*last).await.unwrap().hole);
+    // A fleet that was quiet for an hour has lost nothing.
+    let old = OrderId::parse("1700000000000-0").unwrap();
+    assert_eq!(bus.publisher.kept(old).await.unwrap(), Kept::default());
+    bus.publisher.give(order.to_owned()).await.unwrap();
+    assert!(!bus.publisher.kept(old).await.unwrap().hole);
 }
 
 /// A user without the right to the channels: no false success, no storm of tries.

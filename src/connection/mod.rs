@@ -127,6 +127,8 @@ pub struct Connection<I> {
     pub principal: Principal,
     /// What it has in common with others.
     pub settings: Rc<Settings>,
+    /// Its seat among its user's; given back when its farewell begins, which may be long.
+    pub seat: Box<dyn std::any::Any>,
     /// What it occupies elsewhere; given back at its end.
     pub hold: Box<dyn std::any::Any>,
 }
@@ -143,6 +145,7 @@ impl<I: Inbound> Connection<I> {
             timer,
             principal,
             settings,
+            seat,
             hold,
         } = self;
         let mut live = Live {
@@ -161,7 +164,7 @@ impl<I: Inbound> Connection<I> {
         let end = live.run(&mut inbound, &timer).await;
         // Out of the registry before the farewell: nothing is delivered after it.
         drop(live);
-        drop(timer);
+        drop((timer, seat));
         settings.metrics.close(end.cause());
         part(end, &mut inbound, &outbox, &link).await;
         drop((permit, hold));

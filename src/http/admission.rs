@@ -70,21 +70,16 @@ impl Refusal {
     }
 }
 
-/// What a connection occupies from its handshake to its end; dropping it gives everything back.
-pub(super) struct Hold {
-    /// Room for its address.
-    pub(super) _pass: Pass,
-    /// Room for its user.
-    pub(super) _seat: Option<Seat>,
-}
-
 /// A request that may become a connection.
 pub(super) struct Admitted {
     pub(super) id: ConnectionId,
     pub(super) method: Method,
     pub(super) principal: Principal,
     pub(super) permit: Permit,
-    pub(super) hold: Hold,
+    /// Room for its user, up to its farewell.
+    pub(super) seat: Option<Seat>,
+    /// Room for its address, up to its end.
+    pub(super) pass: Pass,
     pub(super) made: std::time::SystemTime,
 }
 
@@ -131,9 +126,11 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
     }
     let query = head.uri.query().unwrap_or_default();
     let asked = Head { headers: &head.headers, query, origin: origin == Verdict::Allowed };
-    // Before the credential: a ticket is good for one look, and this is not its holder's fault.
-    if !state.health.delivers() {
-        return Err(Refusal::Away(state.authenticator.kind(asked)).into());
+    // A ticket is good for one look, and an outage is not its holder's fault. Every other kind is
+    // looked at first: a bad one is bad in an outage too, and to come back with it would be in vain.
+    let ticket = || state.authenticator.kind(asked) == Some(Method::Ticket);
+    if !state.health.delivers() && ticket() {
+        return Err(Refusal::Away(Some(Method::Ticket)).into());
     }
     let (method, principal) = match state.authenticator.authenticate(asked).await {
         Ok(found) => found,
@@ -154,6 +151,9 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
             return Err(Refused { refusal, pass: Some(pass) });
         }
     };
+    if !state.health.delivers() {
+        return Err(Refusal::Away(Some(method)).into());
+    }
     let id = ConnectionId::new();
     let seat = match state.seats.take(id, &principal).await {
         Ok(seat) => seat,
@@ -167,8 +167,7 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
             return Err(Refused { refusal, pass: Some(pass) });
         }
     };
-    let hold = Hold { _pass: pass, _seat: seat };
-    Ok(Admitted { id, method, principal, permit, hold, made })
+    Ok(Admitted { id, method, principal, permit, seat, pass, made })
 }
 
 fn upgrades_to_websocket(head: &RequestHead) -> bool {

@@ -110,6 +110,10 @@ fn parse(body: &[u8]) -> Result<Disconnect, Problem> {
     if revoke && matches!(subject, Some(Subject::Connection(_))) {
         faults.add("/revoke", "needs a user or a session: a connection has no credential");
     }
+    if revoke && except_connection.is_some() {
+        // It would stay now, and be refused with its next handshake.
+        faults.add("/except_connection", "cannot be spared by `revoke`: use except_session");
+    }
     match subject {
         Some(subject) if faults.0.is_empty() => {
             Ok(Disconnect { subject, except_connection, except_session, revoke })
@@ -160,6 +164,10 @@ mod tests {
             (r#"{"connection":"x"}"#, &["/connection"]),
             (r#"{"user":"a","except":"x"}"#, &["/except"]),
             (r#"{"user":"a","except_connection":"x"}"#, &["/except_connection"]),
+            (
+                r#"{"user":"a","except_connection":"0198c0ffee0070008000000000000000","revoke":true}"#,
+                &["/except_connection"],
+            ),
             (r#"{"user":"a","except_session":7,"revoke":1}"#, &["/except_session", "/revoke"]),
             (r#"{"connection":"0198c0ffee0070008000000000000000","revoke":true}"#, &["/revoke"]),
         ] {

@@ -52,7 +52,7 @@ async fn accept(
     request: &HttpRequest,
     payload: web::Payload,
     worker: &Worker,
-    Admitted { id, method, principal, permit, hold, made }: Admitted,
+    Admitted { id, method, principal, permit, seat, pass, made }: Admitted,
 ) -> Result<HttpResponse, Refusal> {
     let state = &worker.state;
     let (Some(link), outbox) = (request.conn_data::<Link>().cloned(), outbox(worker)) else {
@@ -81,7 +81,7 @@ async fn accept(
         worker.shard.register(member, principal.groups.clone().into(), Rc::clone(&outbox));
     let timer = worker.wheel.timer(Rc::clone(&outbox));
     let settings = Rc::clone(&worker.settings);
-    let hold = Box::new(hold);
+    let (seat, hold) = (Box::new(seat), Box::new(pass));
     let connection = Connection {
         inbound,
         outbox,
@@ -91,6 +91,7 @@ async fn accept(
         timer,
         principal,
         settings,
+        seat,
         hold,
     };
     actix_rt::spawn(connection.run());

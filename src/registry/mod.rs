@@ -16,9 +16,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
-use tokio::sync::{
-    Notify,
-    mpsc::{self, error::TrySendError},
+use tokio::{
+    sync::{
+        Notify,
+        mpsc::{self, error::TrySendError},
+    },
+    time::timeout,
 };
 
 use crate::{
@@ -42,6 +45,9 @@ use users::Users;
 const MAILBOX_MESSAGES: usize = 8192;
 /// Bytes that may wait for one worker.
 const MAILBOX_BYTES: usize = 64 * 1024 * 1024;
+
+/// How long workers may take to say how many connections an order closed; nobody waits longer.
+const COUNTING: Duration = Duration::from_secs(2);
 
 /// One event for connections.
 #[derive(Clone, Debug)]
@@ -171,25 +177,31 @@ impl Registry {
     }
 
     /// Carries out an order on this replica; resolves with the number of connections that were
-    /// closed. `late`: it was given a while ago, and is not about connections made since.
-    pub async fn order(&self, order: Order, late: bool) -> usize {
+    /// closed, or `None` if a worker has not said it in time. `late`: it was given a while ago, and
+    /// is not about connections made since.
+    pub async fn order(&self, order: Order, late: bool) -> Option<usize> {
         let order = Arc::new(order);
         let shards = self.0.shards.load_full();
         let (closed, mut counts) = mpsc::channel(shards.len().max(1));
-        for shard in shards.iter() {
-            let message =
-                ToShard::Order { order: Arc::clone(&order), late, closed: closed.clone() };
-            // As in `leave`: an order must not get lost.
-            if shard.mailbox.send(message).await.is_err() {
+        // As in `leave`: it must not get lost, and goes to all at once.
+        let orders = shards.iter().map(|shard| {
+            let (order, closed) = (Arc::clone(&order), closed.clone());
+            shard.mailbox.send(ToShard::Order { order, late, closed })
+        });
+        for sent in join_all(orders).await {
+            if sent.is_err() {
                 tracing::debug!("a worker has ended before an order");
             }
         }
         drop(closed);
-        let mut sum = 0;
-        while let Some(count) = counts.recv().await {
-            sum += count;
-        }
-        sum
+        let sum = async {
+            let mut sum = 0;
+            while let Some(count) = counts.recv().await {
+                sum += count;
+            }
+            sum
+        };
+        timeout(COUNTING, sum).await.ok()
     }
 
     /// Has the connections of these sessions look them up: their keys are gone from the sessions'

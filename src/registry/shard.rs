@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet, VecDeque},
+    hash::Hash,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
@@ -15,7 +16,9 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{Delivery, Interest, Registry, Shared, ToShard, endings::Endings};
 use crate::{
-    event::{Channel, ConnectionId, GapReason, Group, Order, SessionKey, UserId},
+    event::{
+        Channel, CloseCause, ConnectionId, GapReason, Group, Order, SessionKey, Subject, UserId,
+    },
     frame::{self, Notice},
     lifecycle::Guard,
     outbox::{Outbox, Push},
@@ -43,6 +46,9 @@ const REMEMBER: Duration = Duration::from_secs(60);
 const RENEWAL: Duration = Duration::from_secs(5);
 /// So many orders are remembered at most; the oldest goes.
 const ORDERS: usize = 1024;
+/// And beside them so many about connections whose users have newer ones too many: anyone can give
+/// rise to those, and they must not push real orders out.
+const REPLACED: usize = 256;
 
 type Keys = SmallVec<[usize; 2]>;
 
@@ -67,6 +73,7 @@ pub struct Shard {
     state: RefCell<State>,
     leaving: Cell<Option<Duration>>,
     orders: RefCell<VecDeque<Remembered>>,
+    replaced: RefCell<VecDeque<Remembered>>,
     resync: Cell<Resync>,
     ended: RefCell<Endings>,
     slow: Throttle,
@@ -95,6 +102,8 @@ struct Remembered {
 struct State {
     connections: Slab<Entry>,
     users: HashMap<UserId, Keys, ahash::RandomState>,
+    ids: HashMap<ConnectionId, usize, ahash::RandomState>,
+    sessions: HashMap<SessionKey, Keys, ahash::RandomState>,
     groups: HashMap<Group, HashSet<usize, ahash::RandomState>, ahash::RandomState>,
 }
 
@@ -118,6 +127,7 @@ impl Shard {
             state: RefCell::default(),
             leaving: Cell::new(None),
             orders: RefCell::default(),
+            replaced: RefCell::default(),
             resync: Cell::new(Resync::Idle),
             ended: RefCell::default(),
             slow: Throttle::default(),
@@ -146,7 +156,8 @@ impl Shard {
         if let Some(spread) = self.leaving.get() {
             outbox.request_leave(Instant::now() + random(spread));
         }
-        for Remembered { until, order, .. } in self.orders.borrow().iter() {
+        let (orders, replaced) = (self.orders.borrow(), self.replaced.borrow());
+        for Remembered { until, order, .. } in orders.iter().chain(replaced.iter()) {
             if order.concerns(member.id, &member.user, member.session) && member.made <= *until {
                 outbox.request_close(order.cause);
             }
@@ -160,8 +171,13 @@ impl Shard {
         let interest = self.registry.slot(&Channel::User(user.clone()));
         self.count(interest, true);
         let mut state = self.state.borrow_mut();
+        let Member { id, session, .. } = member;
         let key = state.connections.insert(Entry { outbox, member, groups: Box::default() });
         state.users.entry(user.clone()).or_default().push(key);
+        state.ids.insert(id, key);
+        if let Some(session) = session {
+            state.sessions.entry(session).or_default().push(key);
+        }
         drop(state);
         if self.registry.0.users.add(self.hash(&user)) {
             self.registry.0.metrics.users(1);
@@ -255,17 +271,24 @@ impl Shard {
 
     fn order(&self, order: Arc<Order>, late: bool) -> usize {
         let mut count = 0;
-        for (_, entry) in &self.state.borrow().connections {
+        let state = self.state.borrow();
+        for entry in state.named(&order.subject) {
             let Member { id, user, session, made } = &entry.member;
             if order.concerns(*id, user, *session) && (!late || order.reaches(*made)) {
                 entry.outbox.request_close(order.cause);
                 count += 1;
             }
         }
-        let mut orders = self.orders.borrow_mut();
+        let (orders, most) = match order.cause {
+            // It was about that one connection, which has heard of it.
+            CloseCause::Replaced if count > 0 => return count,
+            CloseCause::Replaced => (&self.replaced, REPLACED),
+            _ => (&self.orders, ORDERS),
+        };
+        let mut orders = orders.borrow_mut();
         let now = Instant::now();
         while orders.front().is_some_and(|oldest| oldest.at.elapsed() > REMEMBER)
-            || orders.len() >= ORDERS
+            || orders.len() >= most
         {
             orders.pop_front();
         }
@@ -275,8 +298,9 @@ impl Shard {
     }
 
     fn recheck(&self, sessions: &HashSet<SessionKey>) {
-        for (_, entry) in &self.state.borrow().connections {
-            if entry.member.session.is_some_and(|session| sessions.contains(&session)) {
+        let state = self.state.borrow();
+        for session in sessions {
+            for entry in state.named(&Subject::Session(*session)) {
                 entry.outbox.request_recheck();
             }
         }
@@ -298,6 +322,19 @@ impl Shard {
     }
 }
 
+impl State {
+    /// The connections that an order of this subject may be about, found without looking at the
+    /// others: an order comes to every worker of every replica.
+    fn named(&self, subject: &Subject) -> impl Iterator<Item = &Entry> {
+        let keys: &[usize] = match subject {
+            Subject::User(user) => self.users.get(user).map_or(&[], |keys| keys),
+            Subject::Session(session) => self.sessions.get(session).map_or(&[], |keys| keys),
+            Subject::Connection(id) => self.ids.get(id).map_or(&[], std::slice::from_ref),
+        };
+        keys.iter().filter_map(|key| self.connections.get(*key))
+    }
+}
+
 /// A connection's place in the registry.
 pub struct Registration {
     shard: Rc<Shard>,
@@ -307,16 +344,25 @@ pub struct Registration {
 impl Registration {
     /// Replaces session and groups of this connection, at a renewal.
     pub fn update(&self, session: Option<SessionKey>, groups: Box<[Group]>) {
-        if let Some(entry) = self.shard.state.borrow_mut().connections.get_mut(self.key)
-            && std::mem::replace(&mut entry.member.session, session) != session
+        let mut state = self.shard.state.borrow_mut();
+        let State { connections, sessions, .. } = &mut *state;
+        if let Some(entry) = connections.get_mut(self.key)
+            && entry.member.session != session
         {
             let Entry { outbox, member, .. } = entry;
+            if let Some(old) = std::mem::replace(&mut member.session, session) {
+                unlist(sessions, &old, self.key);
+            }
+            if let Some(new) = session {
+                sessions.entry(new).or_default().push(self.key);
+            }
             for Remembered { at, order, .. } in self.shard.orders.borrow().iter() {
                 if at.elapsed() < RENEWAL && order.concerns(member.id, &member.user, session) {
                     outbox.request_close(order.cause);
                 }
             }
         }
+        drop(state);
         self.set_groups(groups);
     }
 
@@ -345,11 +391,10 @@ impl Drop for Registration {
         let shard = &self.shard;
         let mut state = shard.state.borrow_mut();
         if let Some(entry) = state.connections.try_remove(self.key) {
-            if let Some(keys) = state.users.get_mut(&entry.member.user) {
-                keys.retain(|key| *key != self.key);
-                if keys.is_empty() {
-                    state.users.remove(&entry.member.user);
-                }
+            unlist(&mut state.users, &entry.member.user, self.key);
+            state.ids.remove(&entry.member.id);
+            if let Some(session) = &entry.member.session {
+                unlist(&mut state.sessions, session, self.key);
             }
             shard.count(shard.registry.slot(&Channel::User(entry.member.user.clone())), false);
             if shard.registry.0.users.remove(shard.hash(&entry.member.user)) {
@@ -373,6 +418,19 @@ fn forget<S: std::hash::BuildHasher>(
         keys.remove(&key);
         if keys.is_empty() {
             groups.remove(group);
+        }
+    }
+}
+
+fn unlist<K: Eq + Hash>(
+    keys: &mut HashMap<K, Keys, ahash::RandomState>,
+    name: &K,
+    connection: usize,
+) {
+    if let Some(found) = keys.get_mut(name) {
+        found.retain(|key| *key != connection);
+        if found.is_empty() {
+            keys.remove(name);
         }
     }
 }
@@ -523,7 +581,7 @@ mod tests {
             client.registry.deliver(&event(60_000));
         }
         let signal = tokio::time::timeout(Duration::from_secs(5), client.outbox.signalled()).await;
-        assert_eq!(signal, Ok(Signal::Close(crate::event::CloseCause::SlowConsumer)));
+        assert_eq!(signal, Ok(Signal::Close(CloseCause::SlowConsumer)));
     }
 
     #[actix_web::test]
@@ -572,6 +630,109 @@ mod tests {
             assert!(asked_to_look(&late).await);
             let (other, _registered) = register(&shard, "u");
             assert!(!asked_to_look(&other).await);
+        });
+    }
+
+    fn about(subject: Subject, cause: CloseCause) -> Arc<Order> {
+        let given = SystemTime::now();
+        Arc::new(Order { subject, except_connection: None, except_session: None, cause, given })
+    }
+
+    async fn told(outbox: &Outbox) -> Option<Signal> {
+        tokio::time::timeout(Duration::from_millis(1), outbox.signalled()).await.ok()
+    }
+
+    #[test]
+    fn an_order_finds_its_connections_by_what_it_names() {
+        actix_rt::System::new().block_on(async {
+            let registry = Registry::new(10, Metrics::new(10), Vital::default());
+            let shard = registry.attach();
+            let (_first, first) = register(&shard, "s");
+            let (_second, second) = register(&shard, "s");
+            let session = |id| about(Subject::Session(SessionKey::of(id)), CloseCause::Revoked);
+            let id = shard.state.borrow().connections[first.key].member.id;
+            let one = about(Subject::Connection(id), CloseCause::Replaced);
+            let user = about(Subject::User(UserId::new("alice").unwrap()), CloseCause::Revoked);
+            assert_eq!(shard.order(session("s"), false), 2);
+            assert_eq!(shard.order(Arc::clone(&one), false), 1);
+            second.update(Some(SessionKey::of("t")), Box::default());
+            assert_eq!(shard.order(session("s"), false), 1);
+            assert_eq!(shard.order(session("t"), false), 1);
+            drop(first);
+            assert_eq!(shard.order(one, false), 0);
+            assert_eq!(shard.order(session("s"), false), 0);
+            assert_eq!(shard.order(Arc::clone(&user), false), 1);
+            drop(second);
+            assert_eq!(shard.order(session("t"), false), 0);
+            assert_eq!(shard.order(user, false), 0);
+        });
+    }
+
+    #[test]
+    fn a_stuck_worker_holds_up_no_other() {
+        actix_rt::System::new().block_on(async {
+            let registry = Registry::new(10, Metrics::new(10), Vital::default());
+            let (mailbox, mut inbox) = mpsc::channel(1);
+            let shared = Arc::new(Shared {
+                interest: Interest::new(),
+                waiting: std::sync::atomic::AtomicUsize::new(0),
+                lagged: std::sync::atomic::AtomicBool::new(false),
+            });
+            registry.0.shards.store(Arc::new(vec![Arc::new(super::super::ShardHandle {
+                mailbox: mailbox.clone(),
+                shared,
+            })]));
+            mailbox.try_send(ToShard::Leave(Duration::ZERO)).unwrap();
+            let shard = registry.attach();
+            let (outbox, _registered) = register(&shard, "s");
+            let order = about(Subject::Session(SessionKey::of("s")), CloseCause::Revoked);
+            let ordering = {
+                let (registry, order) = (registry.clone(), Order::clone(&order));
+                actix_rt::spawn(async move { registry.order(order, false).await })
+            };
+            let within = Duration::from_secs(1);
+            let signal = tokio::time::timeout(within, outbox.signalled()).await;
+            assert_eq!(signal, Ok(Signal::Close(CloseCause::Revoked)));
+            assert!(matches!(inbox.recv().await, Some(ToShard::Leave(_))));
+            // It has the order, and says nothing.
+            let Some(ToShard::Order { closed, .. }) = inbox.recv().await else { panic!() };
+            let outcome = tokio::time::timeout(Duration::from_secs(5), ordering).await;
+            assert_eq!(outcome.expect("bounded").unwrap(), None);
+            drop(closed);
+        });
+    }
+
+    #[test]
+    fn replacements_push_no_order_out() {
+        actix_rt::System::new().block_on(async {
+            let registry = Registry::new(10, Metrics::new(10), Vital::default());
+            let shard = registry.attach();
+            let outbox = Outbox::new(Bounds { frames: 8, bytes: 1024 }, Rc::clone(shard.metrics()));
+            let member = Member {
+                id: ConnectionId::new(),
+                user: UserId::new("alice").unwrap(),
+                session: Some(SessionKey::of("s")),
+                made: SystemTime::now(),
+            };
+            shard.order(about(Subject::Session(SessionKey::of("s")), CloseCause::Revoked), false);
+            for _ in 0..2 * ORDERS {
+                let other = Subject::Connection(ConnectionId::new());
+                shard.order(about(other, CloseCause::Replaced), false);
+            }
+            assert!(shard.replaced.borrow().len() <= REPLACED);
+            // One that is replaced during its handshake hears of it.
+            let (late, _registered) = {
+                let id = ConnectionId::new();
+                let member = Member { id, session: None, ..member.clone() };
+                shard.order(about(Subject::Connection(id), CloseCause::Replaced), false);
+                let outbox =
+                    Outbox::new(Bounds { frames: 8, bytes: 1024 }, Rc::clone(shard.metrics()));
+                let registration = shard.register(member, Box::default(), Rc::clone(&outbox));
+                (outbox, registration)
+            };
+            assert_eq!(told(&late).await, Some(Signal::Close(CloseCause::Replaced)));
+            let _registered = shard.register(member, Box::default(), Rc::clone(&outbox));
+            assert_eq!(told(&outbox).await, Some(Signal::Close(CloseCause::Revoked)));
         });
     }
 }

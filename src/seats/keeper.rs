@@ -3,11 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+};
 
 use super::{Known, Seats, Table};
 use crate::{
-    event::UserId,
+    event::{ConnectionId, UserId},
     store::{
         replicas::{Fleet, LEASE},
         seats::Held,
@@ -26,10 +29,14 @@ const PACE: Duration = Duration::from_millis(50);
 const PORTION: usize = 128;
 /// How long the last releases may take.
 const LAST: Duration = Duration::from_secs(1);
+/// Connections whose eviction is announced at once.
+const BATCH: usize = 256;
 
 /// See the module. There is one for each process.
 pub struct Keeper {
     seats: Arc<Seats>,
+    /// Connections that had to give up their seats.
+    over: mpsc::Receiver<Vec<ConnectionId>>,
     /// Users whose turn is still to come in this round.
     round: Vec<UserId>,
     next_round: Instant,
@@ -45,9 +52,10 @@ struct Settling {
 }
 
 impl Keeper {
-    pub(super) fn new(seats: Arc<Seats>) -> Self {
+    pub(super) fn new(seats: Arc<Seats>, over: mpsc::Receiver<Vec<ConnectionId>>) -> Self {
         let now = Instant::now();
-        Self { seats, round: Vec::new(), next_round: now + ROUND, beat: now, patience: now }
+        let (next_round, round) = (now + ROUND, Vec::new());
+        Self { seats, over, round, next_round, beat: now, patience: now }
     }
 
     /// Runs for ever.
@@ -59,6 +67,7 @@ impl Keeper {
             let dirty = !seats.table().dirty.is_empty();
             tokio::select! {
                 () = sleep_until(self.beat) => self.beat().await,
+                Some(over) = self.over.recv() => self.announce(over).await,
                 () = sleep_until(self.next_round) => self.begin_round(),
                 () = sleep_until(self.patience), if dirty => self.settle_some().await,
                 () = seats.dirty.notified(), if !dirty => {}
@@ -99,12 +108,27 @@ impl Keeper {
             Err(error) => {
                 tracing::debug!(%error, "the lease of this replica could not be renewed");
                 // An old list tells nothing: by now it may miss a replica whose seats are as old.
-                let doubtful = self.seats.known.load().doubtful;
-                self.seats.known.store(Arc::new(Known { fleet: Fleet::default(), doubtful }));
+                let doubtful = self.seats.known.borrow().doubtful;
+                self.seats
+                    .known
+                    .send_replace(Arc::new(Known { fleet: Fleet::default(), doubtful }));
                 Instant::now() + RETRY
             }
         };
         debug_assert!(BEAT * 3 < LEASE);
+    }
+
+    /// Has connections closed whose seats went to newer ones.
+    async fn announce(&mut self, mut over: Vec<ConnectionId>) {
+        while over.len() < BATCH
+            && let Ok(more) = self.over.try_recv()
+        {
+            over.extend(more);
+        }
+        if let Err(error) = self.seats.orders.replace(&over).await {
+            // Their replicas enter the seats again, and the next handshake names them once more.
+            tracing::debug!(%error, "connections too many stay for a while");
+        }
     }
 
     fn begin_round(&mut self) {

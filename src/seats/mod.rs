@@ -10,8 +10,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use arc_swap::ArcSwap;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::{Duration, Instant, timeout},
+};
 
 use crate::{
     bus::{BusError, orders::Orders},
@@ -28,6 +30,11 @@ mod keeper;
 
 pub use keeper::Keeper;
 
+/// How long a handshake waits until this replica is known to the others.
+const JOINING: Duration = Duration::from_millis(1_500);
+/// Handshakes whose evictions may wait for the keeper.
+const EVICTIONS: usize = 1024;
+
 /// The seats. Shared by all workers.
 pub struct Seats {
     replica: String,
@@ -36,7 +43,10 @@ pub struct Seats {
     /// Seats of one user; 0 for any number, which are not counted then.
     limit: usize,
     policy: UserPolicy,
-    known: ArcSwap<Known>,
+    /// Written by the keeper alone.
+    known: watch::Sender<Arc<Known>>,
+    /// Connections that had to give up their seats, for the keeper to announce.
+    over: mpsc::Sender<Vec<ConnectionId>>,
     held: Mutex<Table>,
     /// Rung when there is something to settle.
     dirty: Notify,
@@ -101,22 +111,26 @@ impl Seats {
         orders: Orders,
         limits: &Limits,
     ) -> (Arc<Self>, Keeper) {
+        let (over, evictions) = mpsc::channel(EVICTIONS);
         let seats = Arc::new(Self {
             replica: replica.to_owned(),
             store,
             orders,
             limit: limits.connections_per_user,
             policy: limits.user_policy,
-            known: ArcSwap::default(),
+            known: watch::Sender::default(),
+            over,
             held: Mutex::default(),
             dirty: Notify::new(),
         });
-        let keeper = Keeper::new(Arc::clone(&seats));
+        let keeper = Keeper::new(Arc::clone(&seats), evictions);
         (seats, keeper)
     }
 
-    /// Takes a seat for a connection of this id, if nothing was revoked; one round trip to the
-    /// store. `None`: seats are not counted.
+    /// Takes a seat for a connection of this id, if nothing was revoked: one round trip to the
+    /// store for either, so that a revoked credential drives nobody out. What is revoked in between
+    /// comes as an order, for which handshakes under way are no exception. `None`: seats are not
+    /// counted.
     ///
     /// # Errors
     /// See [`NoSeat`].
@@ -125,21 +139,16 @@ impl Seats {
         id: ConnectionId,
         principal: &Principal,
     ) -> Result<Option<Seat>, NoSeat> {
+        if self.revoked(principal).await.map_err(|error| away(&error))? {
+            return Err(NoSeat::Revoked);
+        }
         if self.limit == 0 {
-            return match self.revoked(principal).await {
-                Ok(false) => Ok(None),
-                Ok(true) => Err(NoSeat::Revoked),
-                Err(_) => Err(NoSeat::Away),
-            };
+            return Ok(None);
         }
-        if self.known.load().fleet.at == 0 {
-            // Others must not take a seat for that of a replica that is gone.
-            self.beat().await.map_err(|_| NoSeat::Away)?;
-        }
+        let known = self.known().await?;
         // Held before the store knows it, so that settling meanwhile does not take it away; and
         // given back by its drop, whatever comes.
         let seat = self.hold(id, &principal.user);
-        let known = self.known.load_full();
         let doubtful = known.doubtful.is_some_and(|until| Instant::now() < until);
         let wish = Wish {
             user: &principal.user,
@@ -149,23 +158,13 @@ impl Seats {
             refuse: self.policy == UserPolicy::Refuse,
             fleet: if doubtful { &Fleet::default() } else { &known.fleet },
         };
-        let (revoked, taken) = tokio::join!(self.revoked(principal), self.store.take_seat(wish));
-        // Not before it is known that nothing was revoked: a revoked credential drives nobody out.
-        let taken = match (revoked, taken) {
-            (Ok(true), _) => return Err(NoSeat::Revoked),
-            (Ok(false), Ok(taken)) => taken,
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::debug!(%error, "no seat could be taken");
-                return Err(NoSeat::Away);
-            }
-        };
+        let taken = self.store.take_seat(wish).await.map_err(|error| away(&error))?;
         let Taken::Seat { at, over } = taken else { return Err(NoSeat::TooMany) };
         seat.taken(at);
-        for oldest in over {
-            if let Err(error) = self.orders.replace(oldest).await {
-                tracing::debug!(%error, "a connection too many stays until the next handshake");
-                break;
-            }
+        if !over.is_empty()
+            && let Err(error) = self.over.try_send(over)
+        {
+            tracing::debug!(%error, "connections too many stay until their seats are entered again");
         }
         Ok(Some(seat))
     }
@@ -178,12 +177,23 @@ impl Seats {
         self.store.revoked(&principal.user, principal.session, principal.issued).await
     }
 
+    /// What is known of the fleet, once this replica belongs to it: others must not take a seat for
+    /// that of a replica that is gone.
+    async fn known(&self) -> Result<Arc<Known>, NoSeat> {
+        let mut known = self.known.subscribe();
+        let joined = timeout(JOINING, known.wait_for(|known| known.fleet.at != 0)).await;
+        match joined {
+            Ok(Ok(known)) => Ok(Arc::clone(&known)),
+            _ => Err(NoSeat::Away),
+        }
+    }
+
     /// Renews the lease of this replica, and learns which others are alive. Whether this replica
     /// was not known: the store has forgotten it, or others have taken it for gone.
     async fn beat(&self) -> Result<bool, BusError> {
         let fleet = self.store.beat(&self.replica).await?;
         let fresh = fleet.fresh;
-        let mut doubtful = self.known.load().doubtful;
+        let mut doubtful = self.known.borrow().doubtful;
         if fresh {
             doubtful = Some(Instant::now() + LEASE);
             let mut table = self.table();
@@ -191,7 +201,7 @@ impl Seats {
             table.dirty.extend(users);
             self.dirty.notify_one();
         }
-        self.known.store(Arc::new(Known { fleet, doubtful }));
+        self.known.send_replace(Arc::new(Known { fleet, doubtful }));
         Ok(fresh)
     }
 
@@ -206,6 +216,11 @@ impl Seats {
         // Every change is whole, so a poisoned lock is as good as new.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn away(error: &BusError) -> NoSeat {
+    tracing::debug!(%error, "no seat could be taken");
+    NoSeat::Away
 }
 
 impl Table {
@@ -248,5 +263,98 @@ impl Drop for Seat {
     fn drop(&mut self) {
         self.seats.table().release(&self.user, self.id);
         self.seats.dirty.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bus::{
+            memory::{Capacity, MemoryBus},
+            orders,
+        },
+        event::SessionKey,
+        lifecycle::Vital,
+        registry::Registry,
+        store::{memory::MemoryStore, revocations::Revocations as _, seats::SeatBook as _},
+        telemetry::Metrics,
+    };
+
+    fn seats(policy: UserPolicy) -> (Arc<Seats>, Keeper, Arc<MemoryStore>) {
+        let store = Arc::new(MemoryStore::default());
+        let (publisher, _) = MemoryBus::new(Capacity::default());
+        let metrics = Metrics::new(10);
+        let registry = Registry::new(10, metrics.clone(), Vital::default());
+        let (orders, _, _) = orders::road(
+            "r",
+            Arc::new(publisher),
+            Arc::clone(&store) as Arc<dyn Store>,
+            registry,
+            metrics,
+            Duration::from_secs(60),
+        );
+        let limits = Limits {
+            connections: 10,
+            heartbeat: Duration::from_secs(25),
+            inbound_bytes: 1024,
+            queue_bytes: 1024,
+            queue_events: 8,
+            groups: 8,
+            data_bytes: 1024,
+            body_bytes: 1024,
+            connections_per_user: 1,
+            user_policy: policy,
+        };
+        let (seats, keeper) = Seats::new("r", Arc::clone(&store) as _, orders, &limits);
+        (seats, keeper, store)
+    }
+
+    fn principal(session: &str) -> Principal {
+        Principal {
+            user: UserId::new("alice").unwrap(),
+            session: Some(SessionKey::of(session)),
+            groups: Vec::new(),
+            expires: None,
+            issued: None,
+            cookie: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn handshakes_wait_for_the_keepers_first_beat_and_not_for_ever() {
+        let (seats, keeper, _) = seats(UserPolicy::Refuse);
+        let alice = principal("s");
+        assert_eq!(seats.take(ConnectionId::new(), &alice).await.err(), Some(NoSeat::Away));
+        let id = ConnectionId::new();
+        let (taken, ()) = tokio::join!(seats.take(id, &alice), async {
+            tokio::spawn(keeper.run());
+        });
+        assert!(matches!(taken, Ok(Some(_))), "{taken:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_revoked_credential_never_takes_a_seat() {
+        for policy in [UserPolicy::Refuse, UserPolicy::Oldest] {
+            let (seats, keeper, store) = seats(policy);
+            tokio::spawn(keeper.run());
+            let ttl = Duration::from_secs(60);
+            store.revoke_session(SessionKey::of("bad"), ttl).await.unwrap();
+            seats.known().await.unwrap();
+            let bad = seats.take(ConnectionId::new(), &principal("bad")).await;
+            assert_eq!(bad.err(), Some(NoSeat::Revoked));
+            let user = UserId::new("alice").unwrap();
+            let fleet = Fleet { live: vec!["r".to_owned()], at: 1, fresh: false };
+            let wish = Wish {
+                user: &user,
+                id: ConnectionId::new(),
+                replica: "r",
+                limit: 1,
+                refuse: policy == UserPolicy::Refuse,
+                fleet: &fleet,
+            };
+            let taken = store.take_seat(wish).await.unwrap();
+            assert!(matches!(&taken, Taken::Seat { over, .. } if over.is_empty()), "{taken:?}");
+        }
     }
 }

@@ -37,7 +37,8 @@ pub enum Taken {
     Seat {
         /// When it was taken, in milliseconds of the store's own clock; later than all others.
         at: u64,
-        /// The oldest of those that are one too many now, and have to go.
+        /// The oldest of those that were one too many. Their seats are gone already; who held
+        /// them has to go.
         over: Vec<ConnectionId>,
     },
     /// There is none.
@@ -90,7 +91,7 @@ impl Memory {
         }
         seats.push((at, wish.id));
         let over = seats.len().saturating_sub(wish.limit).min(OVER);
-        Taken::Seat { at, over: seats.iter().take(over).map(|(_, id)| *id).collect() }
+        Taken::Seat { at, over: seats.drain(..over).map(|(_, id)| id).collect() }
     }
 
     fn enter(&self, user: &UserId, held: &[Held]) {

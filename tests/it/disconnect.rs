@@ -494,6 +494,10 @@ async fn members_at_fault_are_named_and_nothing_happens() {
         (json!({"user": "alice", "excpt_session": "s"}), "/excpt_session"),
         (json!({"user": "alice", "except_connection": "x"}), "/except_connection"),
         (json!({"session": "sha256:abc"}), "/session"),
+        (
+            json!({"user": "alice", "except_connection": "0198c0ffee0070008000000000000000", "revoke": true}),
+            "/except_connection",
+        ),
         (json!({"user": "alice", "revoke": "yes"}), "/revoke"),
     ] {
         order(&replica, &body).await.is_at_fault(pointer);
@@ -536,6 +540,7 @@ async fn forged_and_garbled_orders_are_counted_and_dropped() {
         head("7"),
         head(r#"{"user":"alice","cause":"whim","given":1}"#),
         head(r#"{"user":"alice","session":"s","cause":"revoked","given":1}"#),
+        head(r#"{"user":"alice","cause":"revoked","given":99999999999999,"but":"s"}"#),
         r#"{"type":"belfry.order","user":"alice"}"#.to_owned(),
         "order".to_owned(),
     ];
@@ -543,7 +548,7 @@ async fn forged_and_garbled_orders_are_counted_and_dropped() {
         client.publish("ws:control", payload).await;
     }
     let dropped = [("reason", "bus_invalid")];
-    let all = 3.0 + 6.0;
+    let all = 3.0 + 7.0;
     replica.metric("messages_dropped_total", &dropped, PATIENCE, |n| (n - all).abs() < 0.1).await;
     replica.to_user("alice", "after").await;
     // Nothing of it reached the browser.

@@ -10,6 +10,7 @@ use crate::support::{
     client::{Dial, Ws},
     jwt::{Jwt, now, token},
     proxy::Proxy,
+    raw::Raw,
     redis::RedisServer,
     until,
 };
@@ -105,6 +106,35 @@ async fn c05_the_newest_is_refused() {
     replicas[1].metric("connects_total", &refused, PATIENCE, |n| n >= 3.0).await;
     drop(stay);
     seats_become(&redis, "alice", 0, PATIENCE).await;
+}
+
+/// A page that does not answer the Close keeps its socket for a while, but not its seat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_are_silent_when_replaced_are_not_counted() {
+    let redis = RedisServer::start().await;
+    let replicas = two(&redis, "2", "oldest").await;
+    let mut silent = Vec::new();
+    for replica in &replicas {
+        let dial = Dial::to(replica).query(&token("alice"));
+        silent.push(Raw::connect(&dial, None).await.welcome().await);
+    }
+    let mut stay = Vec::new();
+    for replica in &replicas {
+        stay.push(Dial::to(replica).query(&token("alice")).open().await);
+    }
+    assert_eq!(seats(&redis, "alice").await, 2);
+    for replica in &replicas {
+        replica.metric("closes_total", &[("cause", "replaced")], PATIENCE, |n| n >= 1.0).await;
+    }
+    // The replica says what it holds of this user: not the seat of the silent one.
+    stay.pop().expect("two").close().await;
+    seats_become(&redis, "alice", 1, Duration::from_secs(2)).await;
+    stay.push(Dial::to(&replicas[0]).query(&token("alice")).open().await);
+    for ws in &mut stay {
+        ws.is_alive().await;
+    }
+    assert_eq!(seats(&redis, "alice").await, 2);
+    drop(silent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

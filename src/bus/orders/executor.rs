@@ -8,7 +8,6 @@ use std::{
     time::SystemTime,
 };
 
-use bytes::Bytes;
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,
@@ -19,7 +18,7 @@ use super::{Ack, Given, Heard, OrderId, Orders};
 use crate::{
     bus::{
         BusError, Destination, Message,
-        control::PAGE,
+        control::{Kept, PAGE},
         envelope::{self, Decoded},
     },
     registry::Registry,
@@ -30,8 +29,9 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(500);
 /// Nobody waits this long for an acknowledgement.
 const WAIT: Duration = Duration::from_secs(10);
-/// Acknowledgements under way; more are left out, and whoever waits reports one fewer.
-const ACKS: usize = 1024;
+/// Orders under way, from the workers' mailboxes to the acknowledgement; others wait. One worker
+/// that is stuck holds up neither the other workers nor the orders after it.
+const ORDERS: usize = 1024;
 
 /// See the module.
 pub struct Executor {
@@ -53,8 +53,8 @@ pub struct Executor {
     retry: Instant,
 }
 
-type Page = Result<Vec<(OrderId, Bytes)>, BusError>;
-type Acks = FuturesUnordered<BoxFuture<'static, Result<(), BusError>>>;
+type Page = Result<Kept, BusError>;
+type Working = FuturesUnordered<BoxFuture<'static, ()>>;
 
 impl Executor {
     pub(super) fn new(
@@ -80,22 +80,21 @@ impl Executor {
 
     /// Runs until the subscriber ends.
     pub async fn run(mut self) {
-        let mut acks = Acks::new();
+        let mut working = Working::new();
         let mut reading: Option<BoxFuture<'static, Page>> = None;
         loop {
             self.look();
+            let room = working.len() < ORDERS;
             tokio::select! {
-                heard = self.heard.recv() => match heard {
-                    Some(heard) => self.heard(heard, &acks).await,
+                heard = self.heard.recv(), if room => match heard {
+                    Some(heard) => self.heard(heard, &working),
                     None => return,
                 },
-                page = poll(&mut reading) => {
+                page = poll(&mut reading), if room => {
                     reading = None;
-                    self.read(page, &acks).await;
+                    self.read(page, &working);
                 }
-                Some(sent) = acks.next() => if let Err(error) = sent {
-                    tracing::debug!(%error, "an acknowledgement was not sent");
-                },
+                Some(()) = working.next() => {}
                 () = sleep_until(self.retry), if self.wanted && reading.is_none() => {
                     reading = Some(self.ask());
                 }
@@ -110,7 +109,7 @@ impl Executor {
         }
     }
 
-    async fn heard(&mut self, heard: Heard, acks: &Acks) {
+    fn heard(&mut self, heard: Heard, working: &Working) {
         // Also here: what comes through the queue came after what did not fit into it.
         self.look();
         match heard {
@@ -122,7 +121,7 @@ impl Executor {
                 {
                     self.last = self.last.max(id);
                 }
-                self.execute(given, false, acks).await;
+                working.push(self.execute(given, false));
             }
             Heard::Ack(ack) => self.orders.acknowledged(ack),
             Heard::Gap => self.wanted = true,
@@ -138,10 +137,15 @@ impl Executor {
         Box::pin(async move { publisher.kept(after).await })
     }
 
-    async fn read(&mut self, page: Page, acks: &Acks) {
+    fn read(&mut self, page: Page, working: &Working) {
         self.repairing = false;
         let page = match page {
-            Ok(page) => page,
+            Ok(Kept { orders, hole }) => {
+                if hole {
+                    self.report_hole();
+                }
+                orders
+            }
             Err(error) => {
                 self.wanted = true;
                 return tracing::debug!(%error, "orders could not be read; this is tried again");
@@ -157,7 +161,7 @@ impl Executor {
             match envelope::decode(&payload) {
                 Ok(Decoded::Order(given)) if given.order.reaches(self.started) => {
                     missed += 1;
-                    self.execute(*given, true, acks).await;
+                    working.push(self.execute(*given, true));
                 }
                 Ok(Decoded::Order(_)) => {}
                 _ => self.orders.0.metrics.dropped(DropReason::BusInvalid, 1),
@@ -168,27 +172,42 @@ impl Executor {
         }
     }
 
-    async fn execute(&self, given: Given, late: bool, acks: &Acks) {
+    /// What was revoked stays revoked, for handshakes and renewals; only who was to be closed is not
+    /// known.
+    fn report_hole(&mut self) {
+        tracing::error!(
+            last = %self.last,
+            "orders after the last one known here are not kept any more: connections that were to be \
+             closed since may still be open on this replica; repeat the orders, or restart it"
+        );
+        self.last = OrderId::default();
+    }
+
+    fn execute(&self, given: Given, late: bool) -> BoxFuture<'static, ()> {
         let Given { nonce, order, .. } = given;
-        let given = order.given;
-        let closed = self.registry.order(order, late).await;
-        let Some(nonce) = nonce else { return };
-        if given.elapsed().is_ok_and(|age| age > WAIT) {
-            return;
-        }
-        if acks.len() >= ACKS {
-            return tracing::debug!("an acknowledgement is left out: too many are under way");
-        }
-        let closed = u64::try_from(closed).unwrap_or(u64::MAX);
-        let ack = Ack { order: nonce, replica: self.replica.clone(), closed };
-        match envelope::encode_ack(ack) {
-            Ok(payload) => {
-                let publisher = Arc::clone(&self.orders.0.publisher);
-                let message = Message { to: Destination::Control, payload };
-                acks.push(Box::pin(async move { publisher.publish(vec![message]).await }));
+        let (registry, replica) = (self.registry.clone(), self.replica.clone());
+        let publisher = Arc::clone(&self.orders.0.publisher);
+        Box::pin(async move {
+            let given = order.given;
+            let closed = registry.order(order, late).await;
+            let Some(nonce) = nonce else { return };
+            let Some(closed) = closed else {
+                return tracing::warn!("a worker is stuck; an order waits for it");
+            };
+            if given.elapsed().is_ok_and(|age| age > WAIT) {
+                return;
             }
-            Err(error) => tracing::error!(%error, "an acknowledgement could not be written"),
-        }
+            let closed = u64::try_from(closed).unwrap_or(u64::MAX);
+            match envelope::encode_ack(Ack { order: nonce, replica, closed }) {
+                Ok(payload) => {
+                    let message = Message { to: Destination::Control, payload };
+                    if let Err(error) = publisher.publish(vec![message]).await {
+                        tracing::debug!(%error, "an acknowledgement was not sent");
+                    }
+                }
+                Err(error) => tracing::error!(%error, "an acknowledgement could not be written"),
+            }
+        })
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{BusError, Destination, Message, Publisher, envelope};
@@ -33,6 +33,9 @@ pub use executor::Executor;
 pub(super) use wire::Wire;
 pub use wire::{Ack, Given, OrderId};
 
+/// How long the store and the bus may take together, so that whoever gives an order hears within
+/// two seconds that they are away.
+const GIVING: Duration = Duration::from_millis(1_800);
 /// How long whoever gives an order waits for the replicas.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What may wait for the executor. A burst over it is read again from what is kept.
@@ -147,13 +150,6 @@ impl Orders {
     /// When the store or the bus is away: nothing may have happened, or some of it.
     pub async fn disconnect(&self, request: Disconnect) -> Result<Outcome, BusError> {
         let Disconnect { subject, except_connection, except_session, revoke } = request;
-        let Inner { store, publisher, metrics, .. } = &*self.0;
-        let (live, revoked) = tokio::join!(store.live(), async {
-            // First: a handshake that the order does not reach finds the revocation.
-            if revoke { self.revoke(&subject, except_session).await } else { Ok(()) }
-        });
-        revoked?;
-        let mut replicas: HashSet<String> = live?.into_iter().collect();
         let order = Order {
             subject,
             except_connection,
@@ -167,8 +163,10 @@ impl Orders {
         let (sender, mut acks) = mpsc::channel(ACKS);
         self.waiting().insert(nonce.clone(), sender);
         let _waiting = Waiting { orders: self, nonce };
-        publisher.give(wire).await?;
-        metrics.revocation(&order.subject);
+        let given = timeout(GIVING, self.give(&order, wire, revoke)).await;
+        let late = |_| BusError::Away("the order took too long".to_owned());
+        let mut replicas = given.map_err(late)??;
+        self.0.metrics.revocation(&order.subject);
         let deadline = Instant::now() + PATIENCE;
         let mut heard = HashSet::new();
         let mut closed = 0;
@@ -183,23 +181,45 @@ impl Orders {
         Ok(Outcome { closed, replicas: replicas.len(), acknowledged })
     }
 
-    /// Closes a connection whose user has newer ones too many. The order is not kept: if it is
-    /// lost, the user's next handshake gives another.
+    /// Revokes where that is asked for, and gives the order; the replicas that are alive.
+    async fn give(
+        &self,
+        order: &Order,
+        wire: String,
+        revoke: bool,
+    ) -> Result<HashSet<String>, BusError> {
+        let Inner { store, publisher, .. } = &*self.0;
+        let (live, revoked) = tokio::join!(store.live(), async {
+            // First: a handshake that the order does not reach finds the revocation.
+            if revoke { self.revoke(&order.subject, order.except_session).await } else { Ok(()) }
+        });
+        revoked?;
+        let live = live?;
+        publisher.give(wire).await?;
+        Ok(live.into_iter().collect())
+    }
+
+    /// Closes connections whose users have newer ones too many, in one batch. The orders are not
+    /// kept: if they are lost, the replicas enter the seats again, and a handshake after that gives
+    /// others.
     ///
     /// # Errors
     /// As for any message.
-    pub async fn replace(&self, connection: ConnectionId) -> Result<(), BusError> {
-        let order = Order {
-            subject: Subject::Connection(connection),
-            except_connection: None,
-            except_session: None,
-            cause: CloseCause::Replaced,
-            given: SystemTime::now(),
-        };
-        let wire = serde_json::to_string(&Wire::new(&order, None))
-            .map_err(|error| BusError::Refused(error.to_string()))?;
-        let payload = envelope::encode_order(None, &wire);
-        self.0.publisher.publish(vec![Message { to: Destination::Control, payload }]).await
+    pub async fn replace(&self, connections: &[ConnectionId]) -> Result<(), BusError> {
+        let orders = connections.iter().map(|connection| {
+            let order = Order {
+                subject: Subject::Connection(*connection),
+                except_connection: None,
+                except_session: None,
+                cause: CloseCause::Replaced,
+                given: SystemTime::now(),
+            };
+            let wire = serde_json::to_string(&Wire::new(&order, None))
+                .map_err(|error| BusError::Refused(error.to_string()))?;
+            let payload = envelope::encode_order(None, &wire);
+            Ok(Message { to: Destination::Control, payload })
+        });
+        self.0.publisher.publish(orders.collect::<Result<_, BusError>>()?).await
     }
 
     async fn revoke(&self, subject: &Subject, except: Option<SessionKey>) -> Result<(), BusError> {
@@ -224,5 +244,42 @@ impl Orders {
     fn waiting(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<Ack>>> {
         // Every change is whole, so a poisoned lock is as good as new.
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        bus::memory::{Capacity, MemoryBus},
+        event::UserId,
+        lifecycle::Vital,
+        store::memory::MemoryStore,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_gives_an_order_hears_within_two_seconds_that_it_was_not() {
+        let patience = Duration::from_secs(10);
+        let (publisher, _feed) =
+            MemoryBus::new(Capacity { messages: 1, patience, ..Capacity::default() });
+        let payload = Bytes::from_static(b"{}");
+        publisher.publish(vec![Message { to: Destination::Control, payload }]).await.unwrap();
+        let metrics = Metrics::new(10);
+        let registry = Registry::new(10, metrics.clone(), Vital::default());
+        let store = Arc::new(MemoryStore::default());
+        let (orders, _executor, _ear) =
+            road("r", Arc::new(publisher), store, registry, metrics, Duration::from_secs(60));
+        let started = Instant::now();
+        let request = Disconnect {
+            subject: Subject::User(UserId::new("alice").unwrap()),
+            except_connection: None,
+            except_session: None,
+            revoke: true,
+        };
+        let outcome = orders.disconnect(request).await;
+        assert!(matches!(outcome, Err(BusError::Away(_))), "{outcome:?}");
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     }
 }

@@ -55,9 +55,10 @@ pub struct Ack {
     pub closed: u64,
 }
 
-/// [`Order`] in JSON: exactly one of the first three members.
+/// [`Order`] in JSON: exactly one of the first three members. One that is not known may be an
+/// exception, so an order with such a member is none.
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub(in crate::bus) struct Wire {
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<String>,
@@ -174,6 +175,12 @@ mod tests {
             let wire: Wire = serde_json::from_str(&text).unwrap();
             assert_eq!(wire.read(id), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_member_that_is_not_known_is_not_passed_over() {
+        let text = r#"{"user":"a","cause":"revoked","given":1,"except_user_agent":"x"}"#;
+        assert!(serde_json::from_str::<Wire>(text).is_err());
     }
 
     #[test]

@@ -19,7 +19,7 @@ const TTL: std::time::Duration = std::time::Duration::from_secs(180);
 ///
 /// Looks for seats of replicas that are gone only when there is no room: a seat taken after the
 /// list was made may be of a replica that is not on it. Each seat has a time of its own, so that
-/// there is a newest one.
+/// there is a newest one. Those that are over are taken out at once, so that they are named once.
 const TAKE: &str = "local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local limit = tonumber(ARGV[2])
@@ -46,6 +46,7 @@ local answer = {string.format('%.0f', now)}
 if taken >= limit then
   local over = math.min(taken + 1 - limit, tonumber(ARGV[4]))
   for _, seat in ipairs(redis.call('ZRANGE', KEYS[1], 0, over - 1)) do answer[#answer + 1] = seat end
+  redis.call('ZREMRANGEBYRANK', KEYS[1], 0, over - 1)
 end
 return answer";
 
