@@ -22,6 +22,7 @@ use crate::{
         subscriber::{self, Health, Subscriber},
     },
     config::{self, Config, Method, Profile},
+    event::Subject,
     gate::Gate,
     http::{internal, logout::Logouts, public, server::PublicServer},
     lifecycle::{Lifecycle, Underway, Vital},
@@ -80,6 +81,13 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         metrics.clone(),
         config.auth.revocation_ttl,
     );
+    // A session that is ordered out must not come back by what a cache remembers of it.
+    let cache = Arc::clone(&authenticator);
+    let executor = executor.telling(move |order| {
+        if let Subject::Session(session) = &order.subject {
+            cache.ended(&[*session]);
+        }
+    });
     let (seats, keeper) = Seats::new(&replica, Arc::clone(&store), orders.clone(), &config.limits);
     let underway = Underway::default();
     let logouts = Arc::new(Logouts {

@@ -56,6 +56,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "auth",
             "bus",
             "config",
+            "event",
             "gate",
             "http",
             "lifecycle",

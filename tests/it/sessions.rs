@@ -708,6 +708,29 @@ async fn c01_a_refused_upgrade_closes_its_connection() {
     }
 }
 
+/// Logout as the documentation advises: the key is deleted, and the order given. The cookie does not
+/// come back by what a cache remembers of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a07_an_order_ends_what_the_cache_remembers() {
+    let redis = RedisServer::start().await;
+    let replica = spawn(with_sessions(&redis)).await;
+    for n in 0..5 {
+        let id = format!("s{n}");
+        set(&redis, &id, &json!({"user_id": "alice"})).await;
+        let mut ws = cookie(&replica, &id).open().await;
+        redis.cli(&["DEL", &format!("session:{id}")]);
+        let order = replica
+            .http
+            .post(format!("http://{}/v1/disconnect", replica.internal))
+            .bearer_auth(crate::support::app::API_KEY)
+            .json(&json!({"session": id}));
+        assert_eq!(order.send().await.expect("an answer").status(), 200);
+        assert_eq!(ws.end(PATIENCE).await.code, 4403);
+        let mut again = cookie(&replica, &id).connect().await;
+        assert_eq!(again.end(PATIENCE).await.code, 1008, "round {n}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn x09_a_wave_of_cookies_is_kind_to_redis() {
     // The sessions have a Redis of their own, so that its counters count nothing else.

@@ -21,6 +21,7 @@ use crate::{
         control::{Kept, PAGE},
         envelope::{self, Decoded},
     },
+    event::Order,
     registry::Registry,
     telemetry::DropReason,
 };
@@ -51,6 +52,8 @@ pub struct Executor {
     /// It is being read.
     repairing: bool,
     retry: Instant,
+    /// Who else is to know of an order, before it is carried out.
+    told: Box<dyn Fn(&Order)>,
 }
 
 type Page = Result<Kept, BusError>;
@@ -75,7 +78,14 @@ impl Executor {
             wanted: false,
             repairing: false,
             retry: Instant::now(),
+            told: Box::new(|_| {}),
         }
+    }
+
+    /// Also tells `told` of every order, before it is carried out.
+    #[must_use]
+    pub fn telling(self, told: impl Fn(&Order) + 'static) -> Self {
+        Self { told: Box::new(told), ..self }
     }
 
     /// Runs until the subscriber ends.
@@ -114,10 +124,12 @@ impl Executor {
         self.look();
         match heard {
             Heard::Order(given) => {
-                // One heard before a repair is through says nothing of those before it.
+                // One heard before a repair is through says nothing of those before it, and one from
+                // the future is no order's: taken at its word, it would end every later repair.
                 if !self.wanted
                     && !self.repairing
                     && let Some(id) = given.id
+                    && id.is_past(SystemTime::now())
                 {
                     self.last = self.last.max(id);
                 }
@@ -184,7 +196,10 @@ impl Executor {
     }
 
     fn execute(&self, given: Given, late: bool) -> BoxFuture<'static, ()> {
-        let Given { nonce, order, .. } = given;
+        let Given { nonce, mut order, .. } = given;
+        // Nothing is given in the future; who says so would close connections that are still to come.
+        order.given = order.given.min(SystemTime::now());
+        (self.told)(&order);
         let (registry, replica) = (self.registry.clone(), self.replica.clone());
         let publisher = Arc::clone(&self.orders.0.publisher);
         Box::pin(async move {

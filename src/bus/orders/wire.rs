@@ -19,6 +19,14 @@ impl OrderId {
         Self(number, 0)
     }
 
+    /// Whether it can have been given out by now: ids begin with Redis's time in milliseconds, and
+    /// its clock may be ahead of ours by this much. One further ahead is a neighbour's invention.
+    #[must_use]
+    pub fn is_past(self, now: SystemTime) -> bool {
+        let latest = now.duration_since(UNIX_EPOCH).unwrap_or_default() + AHEAD;
+        u128::from(self.0) <= latest.as_millis()
+    }
+
     /// Reads what [`Display`](fmt::Display) writes.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -32,6 +40,9 @@ impl fmt::Display for OrderId {
         write!(f, "{}-{}", self.0, self.1)
     }
 }
+
+/// See [`OrderId::is_past`].
+const AHEAD: Duration = Duration::from_secs(5);
 
 /// An order as it is heard by every replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
