@@ -15,7 +15,7 @@ use crate::{
         ticket::Office,
     },
     bus::{
-        Feed, Publisher,
+        Feed, History, Publisher,
         memory::{Capacity, MemoryBus},
         orders::{self, Ear, Executor, Orders},
         redis,
@@ -24,6 +24,7 @@ use crate::{
     config::{self, Config, Method, Profile},
     event::Subject,
     gate::Gate,
+    history::Bounds as Keeping,
     http::{internal, logout::Logouts, public, server::PublicServer},
     lifecycle::{Lifecycle, Underway, Vital},
     outbox::Bounds,
@@ -52,6 +53,7 @@ pub(super) struct Parts {
     pub(super) seats: Arc<Seats>,
     health: Arc<Health>,
     publisher: Arc<dyn Publisher>,
+    history: Arc<dyn History>,
     orders: Orders,
     logouts: Arc<Logouts>,
 }
@@ -70,7 +72,7 @@ pub(super) struct Actors {
 pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors), StartError> {
     let vital = Vital::default();
     let registry = Registry::new(config.limits.connections, metrics.clone(), vital.clone());
-    let (publisher, feed, store) = broker(config)?;
+    let Broker { publisher, history, feed, store } = broker(config)?;
     let (authenticator, endings) = authenticator(config, &store, &metrics)?;
     let replica = uuid::Uuid::now_v7().simple().to_string();
     let (orders, executor, ear) = orders::road(
@@ -109,6 +111,7 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         seats,
         health: Arc::default(),
         publisher,
+        history,
         orders,
         logouts,
     };
@@ -163,6 +166,8 @@ impl Parts {
             authenticator: Arc::clone(&self.authenticator),
             groups: groups::Rule::new(config),
             limits: config.limits.clone(),
+            history: config.history.clone(),
+            seats: Arc::clone(&self.seats),
             ready: config.ready.clone(),
             health: Arc::clone(&self.health),
             lifecycle: Arc::clone(&self.lifecycle),
@@ -198,21 +203,30 @@ pub(super) fn encrypt(files: Option<&config::tls::Tls>) -> Result<Option<Arc<Tls
     Ok(tls.map(Arc::new))
 }
 
-type Broker = (Arc<dyn Publisher>, Box<dyn Feed>, Arc<dyn Store>);
+/// The seams to the broker.
+struct Broker {
+    publisher: Arc<dyn Publisher>,
+    history: Arc<dyn History>,
+    feed: Box<dyn Feed>,
+    store: Arc<dyn Store>,
+}
 
 fn broker(config: &Config) -> Result<Broker, StartError> {
-    match &config.redis {
-        None => {
-            let (publisher, feed) = MemoryBus::new(Capacity::default());
-            Ok((Arc::new(publisher), Box::new(feed), Arc::new(MemoryStore::default())))
-        }
-        Some(settings) => {
-            let redis = redis::connect(settings)
-                .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
-            let store = RedisStore::new(redis.commands, &settings.prefix);
-            Ok((Arc::new(redis.publisher), Box::new(redis.feed), Arc::new(store)))
-        }
-    }
+    let config::History { events, bytes, ttl, meta_ttl } = config.history;
+    let bounds = Keeping { events, bytes, ttl, meta_ttl };
+    let Some(settings) = &config.redis else {
+        let store = Arc::new(MemoryStore::default());
+        let (publisher, feed) = MemoryBus::new(Capacity::default(), bounds, Arc::clone(&store));
+        let publisher = Arc::new(publisher);
+        let history = Arc::clone(&publisher);
+        return Ok(Broker { publisher, history, feed: Box::new(feed), store });
+    };
+    let redis = redis::connect(settings, bounds)
+        .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
+    let store = Arc::new(RedisStore::new(redis.commands, &settings.prefix));
+    let publisher = Arc::new(redis.publisher);
+    let history = Arc::clone(&publisher);
+    Ok(Broker { publisher, history, feed: Box::new(redis.feed), store })
 }
 
 /// Word of sessions that end; `None` where no cookie is accepted.

@@ -268,7 +268,7 @@ impl Subscriber {
             return;
         }
         let (except, frame) = match decoded {
-            Decoded::Event { except, members } => {
+            Decoded::Event { except, members, .. } => {
                 (except, Frame::event(&format!("{{{members}"), received))
             }
             Decoded::Raw(json) => (Vec::new(), Frame::event(json, received)),

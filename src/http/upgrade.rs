@@ -72,6 +72,7 @@ async fn accept(
         cursor: "",
         heartbeat_ms: u64::try_from(heartbeat).unwrap_or(u64::MAX),
         resumed: None,
+        lost: &[],
     };
     // The welcome is queued first and the registration stands before the 101 is written, so
     // nothing that is published after the handshake is missed or comes before the welcome.
