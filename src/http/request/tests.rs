@@ -18,12 +18,12 @@ fn limits() -> Limits {
 }
 
 fn good(body: &str) -> Publish {
-    parse(body.as_bytes(), &limits()).unwrap()
+    parse(body.as_bytes(), &limits(), Duration::from_secs(3600)).unwrap()
 }
 
 /// The status, and the pointers at fault.
 fn bad(body: &str) -> (u16, Vec<String>) {
-    let problem = parse(body.as_bytes(), &limits()).unwrap_err();
+    let problem = parse(body.as_bytes(), &limits(), Duration::from_secs(3600)).unwrap_err();
     let pointers = problem.members().iter().map(|member| member.pointer.clone()).collect();
     (problem.status().as_u16(), pointers)
 }
@@ -72,7 +72,7 @@ fn an_exception_is_no_recipient() {
 #[test]
 fn a_life_is_checked_although_nothing_lives_yet() {
     let body = |ttl| format!(r#"{{"to":{{"user":"a"}},"type":"t","data":1,"ttl_seconds":{ttl}}}"#);
-    assert!(parse(body("60").as_bytes(), &limits()).is_ok());
+    assert!(parse(body("60").as_bytes(), &limits(), Duration::from_secs(3600)).is_ok());
     for ttl in ["0", "-1", "1.5", "\"60\""] {
         assert_eq!(bad(&body(ttl)), (422, vec!["/ttl_seconds".to_owned()]), "{ttl}");
     }
@@ -165,7 +165,11 @@ fn types_have_their_rule() {
         (r"a\n".to_owned(), false),
     ] {
         let body = format!(r#"{{"to":{{"user":"a"}},"type":"{kind}","data":1}}"#);
-        assert_eq!(parse(body.as_bytes(), &limits()).is_ok(), legal, "{kind}");
+        assert_eq!(
+            parse(body.as_bytes(), &limits(), Duration::from_secs(3600)).is_ok(),
+            legal,
+            "{kind}"
+        );
     }
 }
 
@@ -204,6 +208,6 @@ fn depth_has_a_limit_and_no_price() {
 #[test]
 fn data_has_its_own_limit() {
     let body = |n| format!(r#"{{"to":{{"user":"a"}},"type":"t","data":"{}"}}"#, "x".repeat(n));
-    assert!(parse(body(198).as_bytes(), &limits()).is_ok());
+    assert!(parse(body(198).as_bytes(), &limits(), Duration::from_secs(3600)).is_ok());
     assert_eq!(bad(&body(199)).0, 413);
 }
