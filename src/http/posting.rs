@@ -90,7 +90,8 @@ fn prepare(state: &State, event: &Publish, once: Option<&Once>) -> Result<Vec<Po
     let except: &[_] = if event.target.names_users() { &[] } else { &event.except };
     let said =
         envelope::Event { kind: &event.kind, data: &event.data, sender: event.sender.as_deref() };
-    let parts = envelope::encode(&said, except).map_err(|error| {
+    let transient = event.keep == Keep::Transient;
+    let parts = envelope::encode(&said, except, transient).map_err(|error| {
         tracing::error!(%error, "an event could not be written");
         Problem::new(Kind::Internal)
     })?;

@@ -331,7 +331,7 @@ mod tests {
 
     fn seats(policy: UserPolicy) -> (Arc<Seats>, Keeper, Arc<MemoryStore>) {
         let store = Arc::new(MemoryStore::default());
-        let (publisher, _) = MemoryBus::new(Capacity::default());
+        let (publisher, _) = MemoryBus::new(Capacity::default(), KEEP, Arc::clone(&store));
         let metrics = Metrics::new(10);
         let registry = Registry::new(10, metrics.clone(), Vital::default());
         let (orders, _, _) = orders::road(
@@ -356,7 +356,7 @@ mod tests {
             user_policy: policy,
         };
         let (seats, keeper) =
-            Seats::new("r", Arc::clone(&store) as _, orders, &limits, Box::default());
+            Seats::new("r", Arc::clone(&store) as _, orders, &limits, Box::new(report::Numbers::default));
         (seats, keeper, store)
     }
 

@@ -196,11 +196,11 @@ fn depth_has_a_limit_and_no_price() {
     let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
     let limits = Limits { data_bytes: 1 << 20, ..limits() };
     let body = |n| format!(r#"{{"to":{{"user":"a"}},"type":"t","data":{}}}"#, nested(n));
-    assert!(parse(body(128).as_bytes(), &limits).is_ok());
-    assert_eq!(parse(body(129).as_bytes(), &limits).unwrap_err().status(), 422);
-    assert_eq!(parse(body(100_000).as_bytes(), &limits).unwrap_err().status(), 422);
+    assert!(parse(body(128).as_bytes(), &limits, LONGEST).is_ok());
+    assert_eq!(parse(body(129).as_bytes(), &limits, LONGEST).unwrap_err().status(), 422);
+    assert_eq!(parse(body(100_000).as_bytes(), &limits, LONGEST).unwrap_err().status(), 422);
     let outside = format!(r#"{{"to":{},"x":{}}}"#, nested(100_000), nested(100_000));
-    assert_eq!(parse(outside.as_bytes(), &limits).unwrap_err().status(), 422);
+    assert_eq!(parse(outside.as_bytes(), &limits, LONGEST).unwrap_err().status(), 422);
     assert_eq!(depth(r#"{"a":"[[[","b":["\"[["]}"#), 2);
 }
 
