@@ -355,8 +355,13 @@ mod tests {
             connections_per_user: 1,
             user_policy: policy,
         };
-        let (seats, keeper) =
-            Seats::new("r", Arc::clone(&store) as _, orders, &limits, Box::new(report::Numbers::default));
+        let (seats, keeper) = Seats::new(
+            "r",
+            Arc::clone(&store) as _,
+            orders,
+            &limits,
+            Box::new(report::Numbers::default),
+        );
         (seats, keeper, store)
     }
 
