@@ -323,17 +323,21 @@ mod tests {
             orders,
         },
         event::SessionKey,
+        history::Bounds,
         lifecycle::Vital,
-        registry::Registry,
+        registry::{Registry, tracks::Tracks},
         store::{memory::MemoryStore, revocations::Revocations as _, seats::SeatBook as _},
         telemetry::Metrics,
     };
 
     fn seats(policy: UserPolicy) -> (Arc<Seats>, Keeper, Arc<MemoryStore>) {
         let store = Arc::new(MemoryStore::default());
-        let (publisher, _) = MemoryBus::new(Capacity::default(), KEEP, Arc::clone(&store));
+        let day = Duration::from_secs(86_400);
+        let bounds = Bounds { events: 10, bytes: 1_000_000, ttl: day, meta_ttl: day };
+        let (publisher, _) = MemoryBus::new(Capacity::default(), bounds, Arc::clone(&store));
         let metrics = Metrics::new(10);
-        let registry = Registry::new(10, metrics.clone(), Vital::default());
+        let registry =
+            Registry::new(10, Tracks::new(bounds), metrics.clone(), Vital::default());
         let (orders, _, _) = orders::road(
             "r",
             Arc::new(publisher),

@@ -1,5 +1,6 @@
 //! Seats on Redis: `<prefix>seats:<user>`, a sorted set of `<replica>:<connection>` by time. One
-//! key a script, so that a cluster needs nothing special.
+//! key a script; on a cluster it lies in the slot of the user's channel, where publishing looks
+//! whether anyone is there.
 
 use fred::types::Value;
 use futures_util::future::{BoxFuture, FutureExt, try_join, try_join_all};
@@ -83,12 +84,6 @@ fn count(seats: &[String], now: u64, live: &[String]) -> usize {
     seats.chunks(2).filter(|pair| alive(pair)).count()
 }
 
-impl RedisStore {
-    fn seats(&self, user: &UserId) -> String {
-        self.key(&format!("seats:{}", user.as_str()))
-    }
-}
-
 fn seat(replica: &str, id: ConnectionId) -> String {
     format!("{replica}:{id}")
 }
@@ -105,7 +100,8 @@ impl SeatBook for RedisStore {
                 wish.fleet.at.to_string(),
             ];
             arguments.extend(wish.fleet.live.iter().cloned());
-            let answer: Vec<String> = self.script(TAKE, self.seats(wish.user), arguments).await?;
+            let answer: Vec<String> =
+                self.script(TAKE, self.names.seats(wish.user), arguments).await?;
             let Some((at, over)) = answer.split_first() else { return Ok(Taken::Full) };
             let id = |seat: &String| ConnectionId::parse(seat.rsplit_once(':')?.1);
             let at = at.parse().unwrap_or_default();
@@ -120,7 +116,8 @@ impl SeatBook for RedisStore {
     ) -> BoxFuture<'a, Result<Vec<usize>, BusError>> {
         async move {
             // All are on their way before the first is answered: one round trip.
-            let seats = users.iter().map(|user| self.script(SEATS, self.seats(user), Vec::new()));
+            let seats =
+                users.iter().map(|user| self.script(SEATS, self.names.seats(user), Vec::new()));
             let (roll, seats) = try_join(self.roll(), try_join_all(seats)).await?;
             let (now, live) = roll;
             let seats: Vec<Vec<String>> = seats;
@@ -141,7 +138,7 @@ impl SeatBook for RedisStore {
                 arguments.push(seat(replica, *id));
                 arguments.push(at.map(|at| at.to_string()).unwrap_or_default());
             }
-            self.script::<Value>(SETTLE, self.seats(user), arguments).await.map(drop)
+            self.script::<Value>(SETTLE, self.names.seats(user), arguments).await.map(drop)
         }
         .boxed()
     }
