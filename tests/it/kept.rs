@@ -229,7 +229,7 @@ async fn a_long_history_is_read_in_parts() {
         .spawn()
         .await;
     let pad = "x".repeat(60_000);
-    for n in 0..100 {
+    for n in 0..200 {
         let data = json!({"mk": n.to_string(), "pad": pad});
         replica.event(&json!({"to": {"user": "alice"}, "type": "t", "data": data})).await;
     }
@@ -246,6 +246,6 @@ async fn a_long_history_is_read_in_parts() {
         let last = part["events"].as_array().and_then(|events| events.last()?["id"].as_str());
         path = format!("/v1/users/alice/events?after={}", last.expect("an id"));
     }
-    assert_eq!(found, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
-    assert_eq!(parts, 2);
+    assert_eq!(found, (0..200).map(|n| n.to_string()).collect::<Vec<_>>());
+    assert!(parts > 1, "in one part");
 }

@@ -52,7 +52,7 @@ pub(in crate::http) fn structured(body: &[u8], limits: &Limits) -> Result<CloudE
     let whole = whole(body)?;
     let mut faults = Faults::default();
     let event = document(&mut faults, "", whole, limits)?;
-    event.ok_or_else(|| Problem::invalid(faults.0))
+    event.filter(|_| faults.0.is_empty()).ok_or_else(|| Problem::invalid(faults.0))
 }
 
 /// Checks events in batched mode: all, or none.
@@ -98,7 +98,7 @@ pub(in crate::http) fn binary(
         data
     };
     let event = event(&mut faults, "", attributes, data, limits)?;
-    event.ok_or_else(|| Problem::invalid(faults.0))
+    event.filter(|_| faults.0.is_empty()).ok_or_else(|| Problem::invalid(faults.0))
 }
 
 /// HTTP binding §3.1.3.2: a quoted value is taken out of its quotes, and then percent-decoded once.
@@ -173,7 +173,7 @@ fn json_value(json: &str) -> Value {
     }
 }
 
-/// What all modes have in common. `None`: there are faults.
+/// What all modes have in common. It holds if no fault was found.
 fn event(
     faults: &mut Faults,
     prefix: &str,
@@ -181,7 +181,6 @@ fn event(
     data: Option<&RawValue>,
     limits: &Limits,
 ) -> Result<Option<CloudEvent>, Problem> {
-    let before = faults.0.len();
     let [version, kind, source, id] =
         REQUIRED.map(|name| text(faults, prefix, &mut attributes, name));
     if version.is_some_and(|version| version != "1.0") {
@@ -206,9 +205,6 @@ fn event(
     else {
         return Ok(None);
     };
-    if faults.0.len() > before {
-        return Ok(None);
-    }
     let publish = Publish {
         to: vec![to],
         target,

@@ -75,8 +75,8 @@ fn an_exception_is_no_recipient() {
 #[test]
 fn a_life_is_no_longer_than_that_of_the_channel() {
     let body = |ttl| format!(r#"{{"to":{{"user":"a"}},"type":"t","data":1,"ttl_seconds":{ttl}}}"#);
-    assert!(parse(body("60").as_bytes(), &limits()).is_ok());
-    for ttl in ["0", "-1", "1.5", "\"60\""] {
+    assert_eq!(good(&body("3600")).keep, Keep::For(LONGEST));
+    for ttl in ["0", "-1", "1.5", "\"60\"", "3601", "1e9", "99999999999999999999"] {
         assert_eq!(bad(&body(ttl)), (422, vec!["/ttl_seconds".to_owned()]), "{ttl}");
     }
 }
@@ -207,6 +207,6 @@ fn depth_has_a_limit_and_no_price() {
 #[test]
 fn data_has_its_own_limit() {
     let body = |n| format!(r#"{{"to":{{"user":"a"}},"type":"t","data":"{}"}}"#, "x".repeat(n));
-    assert!(parse(body(198).as_bytes(), &limits()).is_ok());
+    assert!(parse(body(198).as_bytes(), &limits(), LONGEST).is_ok());
     assert_eq!(bad(&body(199)).0, 413);
 }
