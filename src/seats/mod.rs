@@ -336,8 +336,7 @@ mod tests {
         let bounds = Bounds { events: 10, bytes: 1_000_000, ttl: day, meta_ttl: day };
         let (publisher, _) = MemoryBus::new(Capacity::default(), bounds, Arc::clone(&store));
         let metrics = Metrics::new(10);
-        let registry =
-            Registry::new(10, Tracks::new(bounds), metrics.clone(), Vital::default());
+        let registry = Registry::new(10, Tracks::new(bounds), metrics.clone(), Vital::default());
         let (orders, _, _) = orders::road(
             "r",
             Arc::new(publisher),

@@ -190,8 +190,7 @@ fn event(
         legal_type(faults, &format!("{prefix}/type"), kind);
     }
     let target = target(faults, prefix, &mut attributes);
-    if data.is_some()
-        && let Some(kind) = attributes.remove("datacontenttype")
+    if let Some(kind) = attributes.remove("datacontenttype")
         && !matches!(&kind, Value::Text(kind) if is_json(kind))
     {
         let detail = "must be JSON: application/json, or a type that ends with +json";
