@@ -23,7 +23,7 @@ pub(super) enum Mode {
 }
 
 impl Mode {
-    /// `None`: it is no CloudEvent.
+    /// `None`: the request is in Belfry's own form.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let media_type = body::media_type_of(headers).unwrap_or_default();
         if media_type.eq_ignore_ascii_case("application/cloudevents+json") {

@@ -87,7 +87,7 @@ pub(super) async fn presences(
 
 /// What is kept for a user.
 #[derive(Serialize)]
-struct Events<'a> {
+struct Log<'a> {
     user: &'a str,
     /// As browsers get them, oldest first.
     events: Vec<Box<RawValue>>,
@@ -115,8 +115,8 @@ async fn read<'a>(
     state: &State,
     user: &'a UserId,
     mut after: Position,
-) -> Result<Events<'a>, Problem> {
-    let mut answer = Events { user: user.as_str(), events: Vec::new(), last: None, more: false };
+) -> Result<Log<'a>, Problem> {
+    let mut answer = Log { user: user.as_str(), events: Vec::new(), last: None, more: false };
     if !state.history.keeps() {
         return Ok(answer);
     }

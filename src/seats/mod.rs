@@ -195,15 +195,12 @@ impl Seats {
     /// # Errors
     /// The store is away.
     pub async fn reports(&self) -> Result<Vec<(String, Option<Report>)>, BusError> {
-        let reports = self.store.reports().await?.into_iter().map(|(name, report)| {
-            let report = if name == self.replica {
-                Some(self.reporter.report())
-            } else {
-                report.and_then(|report| serde_json::from_str(&report).ok())
-            };
-            (name, report)
+        let others = self.store.reports().await?.into_iter();
+        let others = others.filter(|(name, _)| *name != self.replica).map(|(name, report)| {
+            (name, report.and_then(|report| serde_json::from_str(&report).ok()))
         });
-        Ok(reports.collect())
+        let own = (self.replica.clone(), Some(self.reporter.report()));
+        Ok(std::iter::once(own).chain(others).collect())
     }
 
     /// The names of the replicas that are alive, this one included; none while that is not known.

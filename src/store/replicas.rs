@@ -24,6 +24,9 @@ pub struct Fleet {
     pub fresh: bool,
 }
 
+/// The name of a replica, and what it has left word of.
+pub type Word = (String, Option<String>);
+
 /// Leases of replicas. Every method resolves within the command timeout.
 pub trait Replicas: Send + Sync {
     /// Renews the lease of this replica for [`LEASE`]; who is alive now.
@@ -40,7 +43,7 @@ pub trait Replicas: Send + Sync {
     ) -> BoxFuture<'a, Result<(), BusError>>;
 
     /// Who is alive, and what they last left word of.
-    fn reports(&self) -> BoxFuture<'_, Result<Vec<(String, Option<String>)>, BusError>>;
+    fn reports(&self) -> BoxFuture<'_, Result<Vec<Word>, BusError>>;
 
     /// Ends the lease of a replica that stops.
     fn leave<'a>(&'a self, replica: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
@@ -78,7 +81,7 @@ impl Replicas for super::memory::MemoryStore {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn reports(&self) -> BoxFuture<'_, Result<Vec<(String, Option<String>)>, BusError>> {
+    fn reports(&self) -> BoxFuture<'_, Result<Vec<Word>, BusError>> {
         let live = self.live();
         async move { Ok(live.await?.into_iter().map(|name| (name, None)).collect()) }.boxed()
     }

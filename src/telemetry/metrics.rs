@@ -360,7 +360,11 @@ impl Metrics {
     #[must_use]
     pub fn present(&self) -> (u64, u64) {
         let gauge = |gauge: &IntGauge| u64::try_from(gauge.get()).unwrap_or_default();
-        (gauge(&self.0.connections.with_label_values(&[TRANSPORT])), gauge(&self.0.users))
+        let families = self.0.connections.collect();
+        let series = families.iter().flat_map(|family| family.get_metric());
+        let connections = series.map(|series| series.get_gauge().get_value()).sum::<f64>();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        (connections as u64, gauge(&self.0.users))
     }
 
     /// Events that were accepted from back ends, that came over the bus, and that were handed to

@@ -8,6 +8,7 @@ use crate::support::{
     client::Dial,
     jwt::{Jwt, token},
     redis::RedisServer,
+    until,
 };
 
 const BATCH: &str = "/v1/events/batch";
@@ -96,6 +97,12 @@ async fn a_thousand_keep_their_order() {
         replica.to_user("alice", "last").await;
         let got = ws.markers_before("last").await;
         assert_eq!(got, (0..1_000).map(|n| n.to_string()).collect::<Vec<_>>(), "{bus}");
+        // And one of nearly 4 MiB.
+        let large = json!("x".repeat(60 * 1024));
+        let large = json!({"to": {"user": "nobody"}, "type": "t", "data": large});
+        let answer = batch(&replica, &vec![large; 68]).await;
+        println!("{bus}: 4 MiB in {:?}", answer.took);
+        assert!(statuses(&answer).iter().all(|status| *status == 202), "{bus}");
     }
 }
 
@@ -188,22 +195,27 @@ async fn scopes_are_asked_for_each_event_and_orders_leave_a_line() {
     send("reader").await.is_problem(403);
     let nobody = [("authorization", "Bearer nobody")];
     replica.api_with("POST", BATCH, Some(body.clone()), &nobody).await.is_problem(401);
-    let lines: Vec<Value> = replica
-        .log()
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|line| line["target"] == "audit")
-        .collect();
-    let count = |action: &str, key: &str| {
-        let same =
-            |line: &&Value| line["fields"]["action"] == action && line["fields"]["key"] == key;
-        lines.iter().filter(same).count()
-    };
-    assert_eq!(count("broadcast", "everyone"), 1, "{lines:?}");
-    assert_eq!(count("broadcast", "users"), 0, "{lines:?}");
-    for key in ["users", "everyone", "reader", "none"] {
-        assert_eq!(count("refused", key), 1, "{key}: {lines:?}");
-    }
+    let wanted = [
+        ("broadcast", "everyone", 1),
+        ("broadcast", "users", 0),
+        ("refused", "users", 1),
+        ("refused", "everyone", 1),
+        ("refused", "reader", 1),
+        ("refused", "none", 1),
+    ];
+    until("every order and refusal has one line", PATIENCE, async || {
+        let log = replica.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let audit: Vec<Value> = lines.filter(|line| line["target"] == "audit").collect();
+        let all = wanted.iter().all(|(action, key, count)| {
+            let same = |line: &&Value| {
+                line["fields"]["action"] == *action && line["fields"]["key"] == *key
+            };
+            audit.iter().filter(same).count() == *count
+        });
+        all.then_some(())
+    })
+    .await;
     let of = |key| vec![("route", BATCH), ("key", key), ("code", "200")];
     let metrics = replica.metrics().await;
     assert!((metrics.get("api_requests_total", &of("users")) - 1.0).abs() < 0.1);
@@ -262,7 +274,7 @@ async fn nothing_done_is_503_and_a_repetition_does_it() {
     assert!(lost.took < std::time::Duration::from_millis(2_500), "{lost:?}");
     redis.thaw();
     replica.becomes("/readyz", 200, PATIENCE).await;
-    let done = crate::support::until("it is done", PATIENCE, async || {
+    let done = until("it is done", PATIENCE, async || {
         let answer = send().await;
         (answer.status == 200).then_some(answer)
     })
@@ -270,6 +282,26 @@ async fn nothing_done_is_503_and_a_repetition_does_it() {
     assert_eq!(statuses(&done), [202, 202, 422]);
     replica.to_user("alice", "last").await;
     assert_eq!(ws.markers_before("last").await, ["one", "two"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_written_is_503_for_itself() {
+    let redis = RedisServer::start().await;
+    let replica = Builder::production().redis(&redis).spawn().await;
+    let mut ws = Dial::to(&replica).query(&token("alice")).open().await;
+    redis.cli(&["SET", "ws:user:bob", "not a stream"]);
+    let events = [
+        to_alice("one"),
+        event(json!({"user": "bob"}), "lost"),
+        event(json!({"users": ["alice", "bob"]}), "two"),
+        to_alice("three"),
+    ];
+    let answer = batch(&replica, &events).await;
+    assert_eq!(statuses(&answer), [202, 503, 503, 202], "{answer:?}");
+    assert_eq!(answer.json()["results"][1]["problem"]["type"], "urn:belfry:problem:unavailable");
+    batch(&replica, &events[1..2]).await.is_problem(503);
+    replica.to_user("alice", "last").await;
+    assert_eq!(ws.markers_before("last").await, ["one", "two", "three"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -239,7 +239,7 @@ async fn publish_and_listen_end_to_end() {
     let ran = run(publisher(), &["publish", "--user", "alice", "--type", "kind", data]).await;
     assert_eq!(ran.code, Some(0), "{}", ran.all);
     // The id and whether she is there; and the same id arrives.
-    let told: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    let told: Value = serde_json::from_str(&ran.stdout).expect("JSON");
     let id = told["id"].as_str().expect("an id");
     assert_eq!(told["online"], true, "{}", ran.all);
     let frame = format!(r#"{{"id":"{id}","prev":"u~0-0","type":"kind","data":{data}}}"#);

@@ -178,3 +178,31 @@ async fn l15_what_cannot_be_known_is_done_once() {
         assert!(got.len() <= 1, "round {round}: {got:?}");
     }
 }
+
+/// One channel of a list cannot be written: 503, and the repetition completes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l15_a_list_that_was_done_in_part_is_completed() {
+    let redis = RedisServer::start().await;
+    let replica = Builder::production().redis(&redis).spawn().await;
+    let mut ws = Dial::to(&replica).query(&token("alice")).open().await;
+    redis.cli(&["SET", "ws:user:bob", "not a stream"]);
+    let users = ["alice", "bob", "carol"];
+    let list = json!({"to": {"users": users}, "type": "t", "data": {"mk": "one"}}).to_string();
+    for _ in 0..3 {
+        let answer = replica.post_once(list.clone(), "k").await;
+        answer.is_problem(503);
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    }
+    redis.cli(&["DEL", "ws:user:bob"]);
+    let done = replica.post_once(list.clone(), "k").await;
+    assert_eq!(done.status, 202, "{done:?}");
+    let events = done.json()["events"].as_array().cloned().expect("a list");
+    assert_eq!(events.iter().map(|event| event["user"].clone()).collect::<Vec<_>>(), users);
+    assert_eq!(replica.post_once(list, "k").await.text, done.text);
+    for user in users {
+        let kept = replica.api("GET", &format!("/v1/users/{user}/events"), None).await.json();
+        assert_eq!(kept["events"].as_array().map(Vec::len), Some(1), "{user}: {kept}");
+    }
+    replica.to_user("alice", "last").await;
+    assert_eq!(ws.markers_before("last").await, ["one"]);
+}

@@ -114,6 +114,7 @@ async fn a_killed_replica_holds_nobody_for_long_and_a_flush_is_made_good() {
     let three = Builder::production().redis(&redis).spawn().await;
     let tab = open(&three, "carol").await;
     assert_eq!(connections(&one, "carol").await, 1);
+    assert!(online(&one, "carol").await);
     tab.close().await;
     becomes(&one, "carol", 0, Duration::from_secs(1)).await;
 

@@ -8,7 +8,7 @@ use futures_util::future::{BoxFuture, FutureExt, try_join_all};
 use super::{RedisStore, millis};
 use crate::{
     bus::BusError,
-    store::replicas::{Fleet, LEASE, Replicas},
+    store::replicas::{Fleet, LEASE, Replicas, Word},
 };
 
 /// ARGV: the name, the lease in milliseconds. Answers with whether it was unknown, the time, and
@@ -86,7 +86,7 @@ impl Replicas for RedisStore {
         .boxed()
     }
 
-    fn reports(&self) -> BoxFuture<'_, Result<Vec<(String, Option<String>)>, BusError>> {
+    fn reports(&self) -> BoxFuture<'_, Result<Vec<Word>, BusError>> {
         async move {
             let (_, live) = self.roll().await?;
             let reports = live.iter().map(|replica| self.get(self.stats(replica)));
