@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+    proto::MetricFamily,
 };
 
 use super::{
@@ -361,7 +362,7 @@ impl Metrics {
     pub fn present(&self) -> (u64, u64) {
         let gauge = |gauge: &IntGauge| u64::try_from(gauge.get()).unwrap_or_default();
         let families = self.0.connections.collect();
-        let series = families.iter().flat_map(|family| family.get_metric());
+        let series = families.iter().flat_map(MetricFamily::get_metric);
         let connections = series.map(|series| series.get_gauge().get_value()).sum::<f64>();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
         (connections as u64, gauge(&self.0.users))

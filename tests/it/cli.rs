@@ -242,6 +242,10 @@ async fn publish_and_listen_end_to_end() {
     let told: Value = serde_json::from_str(&ran.stdout).expect("JSON");
     let id = told["id"].as_str().expect("an id");
     assert_eq!(told["online"], true, "{}", ran.all);
+    let once = ["publish", "--user", "bob", "--ttl", "10m", "--idempotency-key", "k", "1"];
+    let (first, again) = (run(publisher(), &once).await, run(publisher(), &once).await);
+    assert!(first.stdout.contains("\"id\""), "{}", first.all);
+    assert_eq!(again.stdout, first.stdout, "{}", again.all);
     let frame = format!(r#"{{"id":"{id}","prev":"u~0-0","type":"kind","data":{data}}}"#);
     until("listen prints the event as it came", PATIENCE, async || {
         alice.stdout().contains(&frame).then_some(())

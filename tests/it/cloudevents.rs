@@ -53,7 +53,7 @@ async fn all_three_modes_arrive() {
         assert_eq!(frame["data"], json!({"mk": "structured"}));
         assert!(frame["id"].as_str().is_some_and(|id| id.starts_with("u~")), "{text}");
         // Nothing of the envelope but type and data goes to browsers.
-        assert_eq!(frame.as_object().map(|frame| frame.len()), Some(4), "{text}");
+        assert_eq!(frame.as_object().map(serde_json::Map::len), Some(4), "{text}");
 
         let media = format!("{STRUCTURED}; charset=utf-8");
         let exact = r#"{"mk": "exact",  "n":12345678901234567890.10, "a":"\u0041"}"#;
