@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+    proto::MetricFamily,
 };
 
 use super::{
@@ -354,6 +355,28 @@ impl Metrics {
     /// A panic was caught.
     pub fn panicked(&self) {
         self.0.panics.inc();
+    }
+
+    /// Open connections, and users with one.
+    #[must_use]
+    pub fn present(&self) -> (u64, u64) {
+        let gauge = |gauge: &IntGauge| u64::try_from(gauge.get()).unwrap_or_default();
+        let families = self.0.connections.collect();
+        let series = families.iter().flat_map(MetricFamily::get_metric);
+        let connections = series.map(|series| series.get_gauge().get_value()).sum::<f64>();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        (connections as u64, gauge(&self.0.users))
+    }
+
+    /// Events that were accepted from back ends, that came over the bus, and that were handed to
+    /// sockets.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64, u64) {
+        let accepted = |target: &Target| {
+            self.0.published.with_label_values(&[target.label(), "accepted"]).get()
+        };
+        let received = self.0.received_own.get() + self.0.received_raw.get();
+        (Target::ALL.iter().map(accepted).sum(), received, self.0.workers.written())
     }
 
     /// Everything in the text format of Prometheus, and the content type that names it.
