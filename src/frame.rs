@@ -3,15 +3,20 @@
 //! That is possible because a server's WebSocket frames are not masked (RFC 6455 §5.1) and no
 //! extension is negotiated: the bytes are the same for everyone.
 
+use std::sync::Arc;
+
 use actix_http::ws::{CloseCode, CloseReason, OpCode, Parser};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::event::{CloseCause, Group, Position, Tag};
+use crate::event::{CloseCause, Cursor, Group, Position, Tag};
 
 /// Room for the longest header of a server frame: two bytes and a 64-bit length.
 const HEADER_BYTES: usize = 10;
+/// A browser's EventSource always comes back from the end of a stream. Where it should stay away, it
+/// is asked to do so in a day.
+const STAY_AWAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// One or more encoded WebSocket frames, ready for the socket. Cloning shares the bytes.
 #[derive(Clone, Debug)]
@@ -19,6 +24,8 @@ pub struct Frame {
     wire: Bytes,
     received: Option<Instant>,
     mark: Option<Mark>,
+    cursor: Option<Arc<Cursor>>,
+    retry_ms: Option<u64>,
 }
 
 /// Where a client stands in a channel once it has a frame: SSE writes it into the `id:` line.
@@ -32,7 +39,7 @@ pub struct Mark {
 
 impl Frame {
     fn plain(wire: BytesMut) -> Self {
-        Self { wire: wire.freeze(), received: None, mark: None }
+        Self { wire: wire.freeze(), received: None, mark: None, cursor: None, retry_ms: None }
     }
 
     /// A text frame with this JSON.
@@ -53,6 +60,25 @@ impl Frame {
     #[must_use]
     pub fn at(self, mark: Mark) -> Self {
         Self { mark: Some(mark), ..self }
+    }
+
+    /// After this frame its client stands here, in all its channels.
+    #[must_use]
+    pub fn resets(self, cursor: Cursor) -> Self {
+        Self { cursor: Some(Arc::new(cursor)), ..self }
+    }
+
+    /// Where its client stands in all its channels after it; `None` for frames that do not say so.
+    #[must_use]
+    pub fn cursor(&self) -> Option<&Cursor> {
+        self.cursor.as_deref()
+    }
+
+    /// When its client is to come back, in milliseconds; only a goodbye says so. SSE writes it into
+    /// the `retry:` line.
+    #[must_use]
+    pub fn retry_ms(&self) -> Option<u64> {
+        self.retry_ms
     }
 
     /// Nothing for this client under this id, so that the chain holds for everyone.
@@ -251,8 +277,9 @@ pub fn farewell(
     detail: Option<&str>,
 ) -> [Frame; 2] {
     let reason = truncate(detail.unwrap_or_else(|| cause.label()), 123);
-    let goodbye = Notice::Goodbye { code: cause.code(), reason, retry_after_ms };
-    [goodbye.frame(), Frame::close(cause.code(), reason)]
+    let goodbye = Notice::Goodbye { code: cause.code(), reason, retry_after_ms }.frame();
+    let retry_ms = Some(retry_after_ms.unwrap_or(STAY_AWAY_MS));
+    [Frame { retry_ms, ..goodbye }, Frame::close(cause.code(), reason)]
 }
 
 #[cfg(test)]
@@ -298,5 +325,14 @@ mod tests {
             br#"{"type":"belfry.goodbye","code":1012,"reason":"restart","retry_after_ms":1500}"#
         );
         assert_eq!(close.into_wire()[0], 0x88);
+    }
+
+    #[test]
+    fn only_a_goodbye_says_when_to_come_back() {
+        let [goodbye, close] = farewell(CloseCause::Restart, Some(1500), None);
+        assert_eq!((goodbye.retry_ms(), close.retry_ms()), (Some(1500), None));
+        let [goodbye, _] = farewell(CloseCause::Revoked, None, None);
+        assert_eq!(goodbye.retry_ms(), Some(STAY_AWAY_MS));
+        assert_eq!(Frame::heartbeat().retry_ms(), None);
     }
 }

@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     io,
     pin::Pin,
     rc::Rc,
@@ -45,6 +46,8 @@ struct LinkState {
     wish: Cell<Wish>,
     reader: RefCell<Option<Waker>>,
     writer: RefCell<Option<Waker>>,
+    closed: Cell<bool>,
+    watcher: RefCell<Option<Waker>>,
 }
 
 impl Link {
@@ -58,6 +61,18 @@ impl Link {
     /// The socket closes now, whatever is still to be written.
     pub fn reset(&self) {
         self.set(Wish::Reset);
+    }
+
+    /// Waits until the socket is closed. For one task at a time.
+    pub async fn closed(&self) {
+        poll_fn(|cx| {
+            if self.0.closed.get() {
+                return Poll::Ready(());
+            }
+            *self.0.watcher.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Whether it was asked to close after what was handed over.
@@ -96,6 +111,8 @@ impl Socket {
             wish: Cell::new(Wish::None),
             reader: RefCell::new(None),
             writer: RefCell::new(None),
+            closed: Cell::new(false),
+            watcher: RefCell::new(None),
         };
         Ok(Self { tcp, link: Link(Rc::new(state)) })
     }
@@ -118,6 +135,15 @@ impl Socket {
             *slot = Some(cx.waker().clone());
         }
         Ok(())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.link.0.closed.set(true);
+        if let Some(waker) = self.link.0.watcher.borrow_mut().take() {
+            waker.wake();
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Routes, and what both listeners answer alike.
 
 mod admission;
+mod arrival;
 pub mod body;
 mod cors;
 mod disconnect;
@@ -10,8 +11,10 @@ pub mod logout;
 pub mod ops;
 pub mod problem;
 pub mod public;
+mod refusal;
 mod request;
 pub mod server;
+mod sse;
 mod tickets;
 mod upgrade;
 

@@ -22,7 +22,7 @@ use crate::{
     frame::{self, Notice},
     lifecycle::Guard,
     outbox::{Outbox, Push},
-    telemetry::WorkerMetrics,
+    telemetry::{Transport, WorkerMetrics},
     throttle::Throttle,
 };
 
@@ -63,6 +63,8 @@ pub struct Member {
     pub session: Option<SessionKey>,
     /// When its handshake began.
     pub made: SystemTime,
+    /// How it came.
+    pub transport: Transport,
 }
 
 /// See [the module](super). Lives on one thread, in an `Rc`.
@@ -171,7 +173,7 @@ impl Shard {
         let interest = self.registry.slot(&Channel::User(user.clone()));
         self.count(interest, true);
         let mut state = self.state.borrow_mut();
-        let Member { id, session, .. } = member;
+        let Member { id, session, transport, .. } = member;
         let key = state.connections.insert(Entry { outbox, member, groups: Box::default() });
         state.users.entry(user.clone()).or_default().push(key);
         state.ids.insert(id, key);
@@ -182,7 +184,7 @@ impl Shard {
         if self.registry.0.users.add(self.hash(&user)) {
             self.registry.0.metrics.users(1);
         }
-        self.registry.0.metrics.connections(1);
+        self.registry.0.metrics.connections(transport, 1);
         let registration = Registration { shard: Rc::clone(self), key };
         registration.set_groups(groups);
         registration
@@ -273,7 +275,7 @@ impl Shard {
         let mut count = 0;
         let state = self.state.borrow();
         for entry in state.named(&order.subject) {
-            let Member { id, user, session, made } = &entry.member;
+            let Member { id, user, session, made, .. } = &entry.member;
             if order.concerns(*id, user, *session) && (!late || order.reaches(*made)) {
                 entry.outbox.request_close(order.cause);
                 count += 1;
@@ -400,7 +402,7 @@ impl Drop for Registration {
             if shard.registry.0.users.remove(shard.hash(&entry.member.user)) {
                 shard.registry.0.metrics.users(-1);
             }
-            shard.registry.0.metrics.connections(-1);
+            shard.registry.0.metrics.connections(entry.member.transport, -1);
         }
         if state.connections.is_empty() {
             // A crowd has left; its memory goes with it.

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     lifecycle::Vital,
     outbox::{Bounds, Signal},
-    telemetry::Metrics,
+    telemetry::{Metrics, Transport},
 };
 
 const MIB: usize = 1024 * 1024;
@@ -30,6 +30,7 @@ fn client(limit: usize) -> Client {
         user: UserId::new("alice").unwrap(),
         session: None,
         made: SystemTime::now(),
+        transport: Transport::WebSocket,
     };
     let registration = shard.register(member, Box::default(), Rc::clone(&outbox));
     Client { registry, outbox, _registration: registration }
@@ -92,6 +93,7 @@ fn register(shard: &Rc<Shard>, session: &str) -> (Rc<Outbox>, Registration) {
         user: UserId::new("alice").unwrap(),
         session: Some(SessionKey::of(session)),
         made: SystemTime::now(),
+        transport: Transport::WebSocket,
     };
     let registration = shard.register(member, Box::default(), Rc::clone(&outbox));
     (outbox, registration)
@@ -200,6 +202,7 @@ fn replacements_push_no_order_out() {
             user: UserId::new("alice").unwrap(),
             session: Some(SessionKey::of("s")),
             made: SystemTime::now(),
+            transport: Transport::WebSocket,
         };
         shard.order(about(Subject::Session(SessionKey::of("s")), CloseCause::Revoked), false);
         for _ in 0..2 * ORDERS {
