@@ -110,6 +110,12 @@ impl Frame {
         (text && self.wire.len() >= header + len).then(|| self.wire.slice(header..header + len))
     }
 
+    /// The same, as one that reached this replica now, out of the history.
+    #[must_use]
+    pub fn arrived(self) -> Self {
+        Self { received: Some(Instant::now()), ..self }
+    }
+
     /// A pong with the payload of the ping it answers (RFC 6455 §5.5.3).
     #[must_use]
     pub fn pong(payload: &[u8]) -> Self {

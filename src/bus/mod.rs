@@ -25,6 +25,7 @@ pub mod memory;
 pub mod orders;
 mod receipt;
 pub mod redis;
+pub mod replays;
 pub mod subscriber;
 #[cfg(test)]
 mod suite;

@@ -8,8 +8,9 @@ use actix_http::{RequestHead, Version, header, ws::verify_handshake};
 use super::public::State;
 use crate::{
     auth::{Denied, Head, origin::Verdict},
+    bus::replays::{Opening, Since},
     config::Method,
-    event::{CloseCause, ConnectionId, Principal},
+    event::{Channel, CloseCause, ConnectionId, Principal},
     gate::{Closed, Pass},
     lifecycle::Phase,
     registry::Permit,
@@ -84,6 +85,8 @@ pub(super) struct Admitted {
     /// Room for its address, up to its end.
     pub(super) pass: Pass,
     pub(super) made: std::time::SystemTime,
+    /// Where it begins in each of its channels.
+    pub(super) opening: Opening,
 }
 
 /// A request that may not, and its address's room, which it keeps until it has been told.
@@ -154,7 +157,12 @@ pub(super) async fn admit(
         return Err(Refusal::Away(Some(method)).into());
     }
     let id = ConnectionId::new();
-    let seat = match state.seats.take(id, &principal).await {
+    let channels = channels(&principal);
+    // One round trip for both.
+    let since = Since::parse(since(head, transport).as_deref());
+    let (seat, opening) =
+        tokio::join!(state.seats.take(id, &principal), state.replays.open(&channels, &since));
+    let seat = match seat {
         Ok(seat) => seat,
         Err(NoSeat::Away) => return Err(Refusal::Away(Some(method)).into()),
         Err(NoSeat::Revoked) => {
@@ -166,7 +174,20 @@ pub(super) async fn admit(
             return Err(Refused { refusal, pass: Some(pass) });
         }
     };
-    Ok(Admitted { id, method, principal, permit, seat, pass, made })
+    let opening = opening.map_err(|error| {
+        tracing::debug!(%error, "what a connection begins with could not be read");
+        Refusal::Away(Some(method))
+    })?;
+    if let Some(whole) = opening.resumed {
+        state.metrics.resume(whole);
+    }
+    Ok(Admitted { id, method, principal, permit, seat, pass, made, opening })
+}
+
+/// What a connection listens to: its user's channel, everyone's, and those of its groups.
+fn channels(principal: &Principal) -> Vec<Channel> {
+    let own = [Channel::User(principal.user.clone()), Channel::Broadcast];
+    own.into_iter().chain(principal.groups.iter().cloned().map(Channel::Group)).collect()
 }
 
 /// Whether it is a valid upgrade.
@@ -202,7 +223,7 @@ fn stream(head: &RequestHead) -> Result<(), Refusal> {
 
 /// From where a client wants to go on, as it wrote it: `?since=`; on SSE a `Last-Event-ID` wins,
 /// because a browser's EventSource asks for the same address again when it comes back.
-pub(super) fn since(head: &RequestHead, transport: Transport) -> Option<String> {
+fn since(head: &RequestHead, transport: Transport) -> Option<String> {
     let sent = head.headers.get(LAST_EVENT_ID).filter(|_| transport == Transport::Sse);
     // What is no text is no cursor either, and must not pass for nothing asked.
     let sent = sent.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());

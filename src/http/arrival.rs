@@ -5,7 +5,6 @@ use std::rc::Rc;
 use super::{admission::Admitted, public::Worker};
 use crate::{
     connection::{Connection, Inbound},
-    event::Cursor,
     frame::Notice,
     net::Link,
     outbox::Outbox,
@@ -23,7 +22,7 @@ pub(super) fn outbox(worker: &Worker) -> Rc<Outbox> {
 /// the handshake is missed or comes before the welcome.
 pub(super) fn arrive<I: Inbound + 'static>(
     worker: &Worker,
-    Admitted { id, method, principal, permit, seat, pass, made }: Admitted,
+    Admitted { id, method, principal, permit, seat, pass, made, opening }: Admitted,
     transport: Transport,
     outbox: Rc<Outbox>,
     link: Link,
@@ -34,16 +33,16 @@ pub(super) fn arrive<I: Inbound + 'static>(
         connection: &id.to_string(),
         user: principal.user.as_str(),
         groups: &principal.groups,
-        cursor: "",
+        cursor: &opening.cursor.to_string(),
         heartbeat_ms: u64::try_from(heartbeat).unwrap_or(u64::MAX),
-        resumed: None,
-        lost: &[],
+        resumed: opening.resumed,
+        lost: &opening.lost.iter().map(ToString::to_string).collect::<Vec<_>>(),
     };
-    outbox.deliver(&welcome.frame().resets(Cursor::default()));
+    outbox.deliver(&welcome.frame().resets(opening.cursor));
     let member =
         Member { id, user: principal.user.clone(), session: principal.session, made, transport };
-    let registration =
-        worker.shard.register(member, principal.groups.clone().into(), Rc::clone(&outbox));
+    let groups = principal.groups.clone().into();
+    let registration = worker.shard.register(member, groups, opening.starts, Rc::clone(&outbox));
     let timer = worker.wheel.timer(Rc::clone(&outbox));
     let settings = Rc::clone(&worker.settings);
     let (seat, hold) = (Box::new(seat), Box::new(pass));
@@ -52,6 +51,7 @@ pub(super) fn arrive<I: Inbound + 'static>(
         outbox,
         link,
         registration,
+        resumes: opening.resumed.is_some(),
         permit,
         timer,
         principal,
