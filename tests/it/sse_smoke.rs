@@ -81,7 +81,7 @@ impl Bytes {
     }
 
     async fn more(&mut self) -> bool {
-        let mut buffer = [0; 16 * 1024];
+        let mut buffer = vec![0; 16 * 1024];
         let Ok(count @ 1..) = self.tcp.read(&mut buffer).await else { return false };
         self.text.push_str(&String::from_utf8_lossy(&buffer[..count]));
         true
