@@ -235,7 +235,7 @@ fn broker(config: &Config) -> Result<Broker, StartError> {
     };
     let redis = redis::connect(settings, bounds)
         .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
-    let store = Arc::new(RedisStore::new(redis.commands, &settings.prefix));
+    let store = Arc::new(RedisStore::new(redis.commands, redis.names));
     let publisher = Arc::new(redis.publisher);
     let history = Arc::clone(&publisher);
     Ok(Broker { publisher, history, feed: Box::new(redis.feed), store })
