@@ -2,20 +2,20 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::{BOUNDS, Bus, SOON, eventually};
+use super::{BOUNDS, Bus};
 use crate::{
     bus::{
         Ask, BusError, Destination, Keep, Once, Post, Posted, Receipt,
         envelope::{self, Event, Parts},
     },
     event::{Channel, ConnectionId, Group, Position, Tag, UserId},
-    history::{Bounds, Claim, Proof, Reading},
+    history::{Claim, Proof, Reading},
     store::seats::{Taken, Wish},
-    testing::RedisServer,
 };
+
+mod redis;
 
 fn alice() -> Channel {
     user("alice")
@@ -302,4 +302,22 @@ promises! {
         assert!(bytes <= BOUNDS.bytes, "{bytes}");
         assert!(bytes >= BOUNDS.bytes / 2, "{bytes}");
     }
+}
+
+/// Everything that events may need, once.
+pub(super) async fn a_life_with(mut bus: Bus) {
+    let first =
+        bus.done(Post { once: once("k", "f"), online: Some([].into()), ..post(alice(), "1") });
+    assert_eq!(first.await.online, Some(false));
+    let data = format!("\"{}\"", "x".repeat(60_000));
+    for _ in 0..30 {
+        bus.keep(alice(), &data).await;
+    }
+    bus.done(Post { keep: Keep::Transient, ..post(alice(), "2") }).await;
+    for _ in 0..32 {
+        bus.event().await;
+    }
+    assert!(!bus.read(alice(), Some(Position::ZERO), 9).await.kept.is_empty());
+    bus.history.erase(&UserId::new("alice").unwrap()).await.unwrap();
+    bus.keep(alice(), "3").await;
 }
