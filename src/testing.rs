@@ -24,6 +24,10 @@ pub const KEEPING: Bounds = Bounds {
     meta_ttl: Duration::from_secs(30 * 24 * 3_600),
 };
 
+mod cluster;
+
+pub use cluster::RedisCluster;
+
 /// Calls `condition` until it holds.
 ///
 /// # Panics

@@ -2,11 +2,13 @@
 //! when a real Redis fails.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
 use secrecy::SecretString;
 use tokio::time::{Instant, timeout};
 
@@ -28,7 +30,7 @@ use crate::{
         redis::RedisStore,
         seats::{Taken, Wish},
     },
-    testing::{RedisServer, eventually},
+    testing::{RedisCluster, RedisServer, eventually},
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -40,6 +42,8 @@ struct Bus {
     history: Arc<dyn History>,
     feed: Box<dyn Feed>,
     store: Arc<dyn Store>,
+    /// Other replicas may share it.
+    is_shared: bool,
     redis: Option<RedisServer>,
 }
 
@@ -62,6 +66,7 @@ impl Bus {
             publisher,
             feed: Box::new(feed),
             store,
+            is_shared: false,
             redis: None,
         }
     }
@@ -72,10 +77,15 @@ impl Bus {
 
     /// On this server, which need not run yet, with `credentials` (`name:password@`).
     fn on(server: RedisServer, credentials: &str, bounds: Bounds) -> Self {
+        let url = format!("redis://{credentials}127.0.0.1:{}", server.port);
+        Self { redis: Some(server), ..Self::connect(url, "ws:", bounds) }
+    }
+
+    fn connect(url: String, prefix: &str, bounds: Bounds) -> Self {
         let settings = config::Redis {
-            url: SecretString::from(format!("redis://{credentials}127.0.0.1:{}", server.port)),
+            url: SecretString::from(url),
             url_file: None,
-            prefix: "ws:".to_owned(),
+            prefix: prefix.to_owned(),
             connect_timeout: Duration::from_secs(2),
             command_timeout: COMMAND_TIMEOUT,
             inflight: 1_024,
@@ -89,7 +99,8 @@ impl Bus {
             publisher,
             feed: Box::new(bus.feed),
             store: Arc::new(RedisStore::new(bus.commands, bus.names)),
-            redis: Some(server),
+            is_shared: true,
+            redis: None,
         }
     }
 
@@ -166,10 +177,17 @@ fn probe(to: Destination) -> Message {
     Message { to, payload: envelope::encode_probe("p").unwrap() }
 }
 
+type Promise = fn(Bus) -> LocalBoxFuture<'static, ()>;
+
 /// Each promise becomes one test in memory and one on Redis.
 macro_rules! promises {
     ($($(#[$doc:meta])* async fn $name:ident($bus:pat) $body:block)*) => {
         $($(#[$doc])* async fn $name($bus: Bus) $body)*
+
+        /// All of them, by name.
+        pub(in crate::bus::suite) fn promises() -> Vec<(&'static str, Promise)> {
+            vec![$((stringify!($name), |bus| Box::pin($name(bus)))),*]
+        }
 
         mod in_memory {
             $(#[tokio::test]
@@ -224,8 +242,12 @@ promises! {
         for to in &all {
             bus.publish(to, format!("{to:?}")).await.unwrap();
         }
-        for to in &all {
-            assert_eq!(bus.message().await, (to.clone(), Bytes::from(format!("{to:?}"))));
+        // The order holds for each channel, not between them.
+        let mut expected: HashMap<Destination, String> =
+            all.into_iter().map(|to| (to.clone(), format!("{to:?}"))).collect();
+        while !expected.is_empty() {
+            let (to, payload) = bus.message().await;
+            assert_eq!(expected.remove(&to).map(Bytes::from), Some(payload), "{to:?}");
         }
         bus.is_silent().await;
     }
@@ -396,7 +418,7 @@ promises! {
         assert!(!kept.hole, "{kept:?}");
         let kept = kept.orders;
         assert!(kept.iter().all(|(id, _)| *id == places[1]), "{kept:?}");
-        assert_eq!(kept.len(), usize::from(bus.redis.is_some()));
+        assert_eq!(kept.len(), usize::from(bus.is_shared));
         for (_, payload) in kept {
             let Ok(Decoded::Order(given)) = envelope::decode(&payload) else { panic!() };
             assert_eq!(given.id, Some(places[1]));
@@ -418,6 +440,19 @@ promises! {
             }
         }
         assert_eq!(fresh, 1);
+    }
+}
+
+/// Every promise, on three masters that share the slots. One cluster serves them all, each under a
+/// prefix of its own.
+#[tokio::test]
+async fn all_promises_hold_on_a_cluster() {
+    let cluster = RedisCluster::running().await;
+    let all = promises().into_iter().chain(kept::promises());
+    for (n, (name, promise)) in all.enumerate() {
+        println!("{name}");
+        let bus = Bus::connect(cluster.url(), &format!("p{n}:"), BOUNDS);
+        promise(bus.ready().await).await;
     }
 }
 
