@@ -16,6 +16,8 @@ use crate::{
     },
     bus::{
         Feed, History, Publisher,
+        inbound::{self, Inbound, Outlet, Pump},
+        ingest::{Entry, Ingest, Job, Reader},
         memory::{Capacity, MemoryBus},
         orders::{self, Ear, Executor, Orders},
         redis,
@@ -25,7 +27,7 @@ use crate::{
     event::Subject,
     gate::Gate,
     history::Bounds as Keeping,
-    http::{internal, logout::Logouts, public, server::PublicServer},
+    http::{ingest, internal, logout::Logouts, public, server::PublicServer},
     lifecycle::{Lifecycle, Underway, Vital},
     outbox::Bounds,
     registry::Registry,
@@ -51,6 +53,10 @@ pub(super) struct Parts {
     pub(super) authenticator: Arc<Authenticator>,
     pub(super) keys: Arc<ApiKeys>,
     pub(super) seats: Arc<Seats>,
+    /// Where messages of clients go, if anywhere.
+    pub(super) outlet: Option<Outlet>,
+    /// The stream that back ends may write events to, if any.
+    pub(super) ingest: Option<Arc<dyn Ingest>>,
     health: Arc<Health>,
     publisher: Arc<dyn Publisher>,
     history: Arc<dyn History>,
@@ -66,15 +72,20 @@ pub(super) struct Actors {
     pub(super) keeper: Keeper,
     /// `None` where no cookie is accepted.
     pub(super) endings: Option<Box<dyn Endings>>,
+    /// `None` where messages of clients go nowhere.
+    pub(super) pump: Option<Pump>,
 }
 
 /// Makes everything that needs no port.
 pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors), StartError> {
     let vital = Vital::default();
     let registry = Registry::new(config.limits.connections, metrics.clone(), vital.clone());
-    let Broker { publisher, history, feed, store } = broker(config)?;
-    let (authenticator, endings) = authenticator(config, &store, &metrics)?;
     let replica = uuid::Uuid::now_v7().simple().to_string();
+    let Broker { publisher, history, feed, store, inbound, ingest } = broker(config, &replica)?;
+    let (outlet, pump) = inbound
+        .map(|stream| inbound::queue(config.limits.inbound_bytes, stream, metrics.clone()))
+        .unzip();
+    let (authenticator, endings) = authenticator(config, &store, &metrics)?;
     let (orders, executor, ear) = orders::road(
         &replica,
         Arc::clone(&publisher),
@@ -109,13 +120,15 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         authenticator,
         keys: Arc::new(ApiKeys::new(config.api.keys.clone())),
         seats,
+        outlet,
+        ingest,
         health: Arc::default(),
         publisher,
         history,
         orders,
         logouts,
     };
-    Ok((parts, Actors { feed, ear, executor, keeper, endings }))
+    Ok((parts, Actors { feed, ear, executor, keeper, endings, pump }))
 }
 
 impl Parts {
@@ -153,6 +166,7 @@ impl Parts {
                     bytes: config.limits.queue_bytes,
                 },
                 inbound_bytes: config.limits.inbound_bytes,
+                outlet: self.outlet.clone(),
                 metrics: self.metrics.clone(),
             }),
         })
@@ -176,6 +190,16 @@ impl Parts {
             logouts: Arc::clone(&self.logouts),
             metrics: self.metrics.clone(),
         })
+    }
+
+    /// The actor that publishes what back ends write to a stream, if they may.
+    pub(super) fn reader(
+        &self,
+        state: web::Data<internal::State>,
+    ) -> Option<Reader<impl Fn(&Entry) -> Result<Job, String> + use<>>> {
+        let stream = Arc::clone(self.ingest.as_ref()?);
+        let parse = move |entry: &Entry| ingest::job(&state, entry);
+        Some(Reader::new(stream, Arc::clone(&self.publisher), parse, self.metrics.clone()))
     }
 
     /// The actor that owns this replica's subscription.
@@ -209,9 +233,11 @@ struct Broker {
     history: Arc<dyn History>,
     feed: Box<dyn Feed>,
     store: Arc<dyn Store>,
+    inbound: Option<Arc<dyn Inbound>>,
+    ingest: Option<Arc<dyn Ingest>>,
 }
 
-fn broker(config: &Config) -> Result<Broker, StartError> {
+fn broker(config: &Config, replica: &str) -> Result<Broker, StartError> {
     let config::History { events, bytes, ttl, meta_ttl } = config.history;
     let bounds = Keeping { events, bytes, ttl, meta_ttl };
     let Some(settings) = &config.redis else {
@@ -219,14 +245,23 @@ fn broker(config: &Config) -> Result<Broker, StartError> {
         let (publisher, feed) = MemoryBus::new(Capacity::default(), bounds, Arc::clone(&store));
         let publisher = Arc::new(publisher);
         let history = Arc::clone(&publisher);
-        return Ok(Broker { publisher, history, feed: Box::new(feed), store });
+        // Streams are Redis's; the configuration sees to it that none is asked for.
+        let (inbound, ingest) = (None, None);
+        return Ok(Broker { publisher, history, feed: Box::new(feed), store, inbound, ingest });
     };
     let redis = redis::connect(settings, bounds)
         .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
+    let prefix = &settings.prefix;
+    let inbound = config
+        .inbound
+        .map(|stream| Arc::new(redis.inbound(prefix, stream.max_messages)) as Arc<dyn Inbound>);
+    let ingest = config.publish_stream.map(|stream| {
+        Arc::new(redis.ingest(prefix, stream.max_messages, replica)) as Arc<dyn Ingest>
+    });
     let store = Arc::new(RedisStore::new(redis.commands, &settings.prefix));
     let publisher = Arc::new(redis.publisher);
     let history = Arc::clone(&publisher);
-    Ok(Broker { publisher, history, feed: Box::new(redis.feed), store })
+    Ok(Broker { publisher, history, feed: Box::new(redis.feed), store, inbound, ingest })
 }
 
 /// Word of sessions that end; `None` where no cookie is accepted.

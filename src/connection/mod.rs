@@ -16,7 +16,7 @@ use rand::Rng as _;
 use tokio::time::Instant;
 
 use crate::{
-    event::{Advice, CloseCause, Principal},
+    event::{Advice, CloseCause, ConnectionId, Principal, UserId},
     frame::{self, Frame, Notice},
     net::Link,
     outbox::{Outbox, Push, Signal},
@@ -93,6 +93,18 @@ pub enum Standing {
     Unknown,
 }
 
+/// Takes the messages of clients that are none of our own. Implemented with `bus`, which this
+/// module does not know.
+pub trait Messages {
+    /// Takes one, at once; the error says why it is dropped.
+    fn take(
+        &self,
+        user: &UserId,
+        connection: ConnectionId,
+        message: &[u8],
+    ) -> Result<(), DropReason>;
+}
+
 /// What all connections of a worker have in common.
 pub struct Settings {
     /// Silence after which a client is pinged.
@@ -107,6 +119,8 @@ pub struct Settings {
     pub metrics: Metrics,
     /// What a client may send; `None`: as much as it likes.
     pub inbound: Option<Allowance>,
+    /// Where messages of clients go; `None`: nowhere.
+    pub messages: Option<Rc<dyn Messages>>,
 }
 
 /// A connection that was let in.
@@ -311,10 +325,23 @@ impl Live {
             ClientMessage::Token(None) => {
                 self.say(&Notice::RenewalFailed { reason: "invalid" }.frame());
             }
-            ClientMessage::Other => self.settings.metrics.dropped(DropReason::InboundUnread, 1),
+            ClientMessage::Reserved => self.settings.metrics.dropped(DropReason::InboundUnread, 1),
+            ClientMessage::Other => {
+                if let Err(reason) = self.forward(text) {
+                    self.settings.metrics.dropped(reason, 1);
+                }
+            }
             ClientMessage::Invalid => self.settings.metrics.dropped(DropReason::InboundInvalid, 1),
         }
         Next::Go
+    }
+
+    fn forward(&self, text: &[u8]) -> Result<(), DropReason> {
+        let id = self.registration.connection();
+        let (Some(messages), Some(id)) = (&self.settings.messages, id) else {
+            return Err(DropReason::InboundUnread);
+        };
+        messages.take(&self.principal.user, id, text)
     }
 
     fn renew(&mut self, token: String) {

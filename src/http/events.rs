@@ -50,11 +50,8 @@ async fn accept(
     if broadcast {
         tracing::info!(target: "audit", action = "broadcast", key = &*caller.name, r#type = event.kind);
     }
-    let once = idempotency_key(request)?.map(|key| Once {
-        key: scoped(&key, &caller.name, &event),
-        fingerprint: digest(Sha256::new().chain_update(&body)),
-        each: event.target == Target::Users,
-    });
+    let once =
+        idempotency_key(request)?.map(|key| once(&key, &caller.name, &event, fingerprint(&body)));
     let answer = send(state, &event, once).await?;
     Ok(HttpResponse::Accepted().content_type("application/json").body(answer))
 }
@@ -74,7 +71,11 @@ async fn send(state: &State, event: &Publish, once: Option<Once>) -> Result<Stri
 }
 
 /// One post for each channel that the event goes to.
-fn posts(state: &State, event: &Publish, once: Option<Once>) -> Result<Vec<Post>, Problem> {
+pub(super) fn posts(
+    state: &State,
+    event: &Publish,
+    once: Option<Once>,
+) -> Result<Vec<Post>, Problem> {
     // A list of users is addressed without its exceptions, so they need not ride along.
     let except: &[_] = if event.target.names_users() { &[] } else { &event.except };
     let said =
@@ -133,14 +134,29 @@ fn answer(event: &Publish, receipts: Vec<Receipt>) -> Result<String, serde_json:
 fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
     let mut values = request.headers().get_all("idempotency-key");
     let (Some(value), more) = (values.next(), values.next()) else { return Ok(None) };
-    match value.to_str() {
-        Ok(key) if more.is_none() && (1..=KEY_CHARS).contains(&key.len()) => {
-            Ok(Some(key.to_owned()))
-        }
+    match legal_key(value.as_bytes()) {
+        Some(key) if more.is_none() => Ok(Some(key.to_owned())),
         _ => Err(Problem::new(Kind::BadRequest).detail(format!(
             "Idempotency-Key must stand once, with 1 to {KEY_CHARS} printable characters"
         ))),
     }
+}
+
+/// An idempotency key, if it has 1 to 128 printable characters.
+pub(super) fn legal_key(key: &[u8]) -> Option<&str> {
+    let printable = |byte: &u8| *byte == b'\t' || (b' '..=b'~').contains(byte);
+    let legal = (1..=KEY_CHARS).contains(&key.len()) && key.iter().all(printable);
+    std::str::from_utf8(key).ok().filter(|_| legal)
+}
+
+/// How a request is told from another under the same key.
+pub(super) fn fingerprint(body: &[u8]) -> String {
+    digest(Sha256::new().chain_update(body))
+}
+
+/// That this event of this caller is published once under this key.
+pub(super) fn once(key: &str, caller: &str, event: &Publish, fingerprint: String) -> Once {
+    Once { key: scoped(key, caller, event), fingerprint, each: event.target == Target::Users }
 }
 
 /// A key is the caller's own, and per target (contract §5). Hashed, so that neither can be as

@@ -5,6 +5,7 @@ pub mod body;
 mod cors;
 mod disconnect;
 pub mod events;
+pub mod ingest;
 pub mod internal;
 pub mod logout;
 pub mod ops;

@@ -342,6 +342,12 @@ pub struct Registration {
 }
 
 impl Registration {
+    /// The connection that it is of; `None` once it was taken out.
+    #[must_use]
+    pub fn connection(&self) -> Option<ConnectionId> {
+        self.shard.state.borrow().connections.get(self.key).map(|entry| entry.member.id)
+    }
+
     /// Replaces session and groups of this connection, at a renewal.
     pub fn update(&self, session: Option<SessionKey>, groups: Box<[Group]>) {
         let mut state = self.shard.state.borrow_mut();

@@ -50,6 +50,8 @@ struct Inner {
     gaps: IntCounterVec,
     probe_duration: Histogram,
     dropped: IntCounterVec,
+    forwarded: IntCounter,
+    publish_backlog: IntGauge,
     auth_duration: HistogramVec,
     jwks_refreshes: IntCounterVec,
     api_requests: IntCounterVec,
@@ -153,8 +155,16 @@ impl Metrics {
             ),
             dropped: make.counters(
                 "messages_dropped_total",
-                "Messages from clients or the bus that went nowhere.",
+                "Messages from clients, the bus or the publish stream that went nowhere.",
                 &["reason"],
+            ),
+            forwarded: make.counter(
+                "messages_forwarded_total",
+                "Messages from clients that went to the inbound stream.",
+            ),
+            publish_backlog: make.gauge(
+                "publish_stream_entries",
+                "Entries of the publish stream that wait, as the replica that reads it saw last.",
             ),
             auth_duration: make.register(HistogramVec::new(auth, &["method"])),
             jwks_refreshes: make.counters(
@@ -303,6 +313,16 @@ impl Metrics {
     /// Messages went nowhere.
     pub fn dropped(&self, reason: DropReason, count: u64) {
         self.0.dropped.with_label_values(&[reason.label()]).inc_by(count);
+    }
+
+    /// Messages of clients went to the inbound stream.
+    pub fn forwarded(&self, count: u64) {
+        self.0.forwarded.inc_by(count);
+    }
+
+    /// So many entries of the publish stream wait.
+    pub fn publish_backlog(&self, entries: u64) {
+        self.0.publish_backlog.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
     /// A credential was checked.

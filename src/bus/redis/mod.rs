@@ -15,6 +15,8 @@ pub(crate) mod commands;
 mod control;
 mod feed;
 mod history;
+mod inbound;
+mod ingest;
 mod keys;
 mod link;
 mod names;
@@ -22,6 +24,8 @@ mod publisher;
 mod quiet;
 
 pub use feed::RedisFeed;
+pub use inbound::RedisInbound;
+pub use ingest::RedisIngest;
 pub(crate) use keys::Removals;
 pub use publisher::RedisPublisher;
 
@@ -67,6 +71,8 @@ pub struct Redis {
     /// Whether the feed's subscription stands. The publisher's is
     /// [`Publisher::is_up`](super::Publisher::is_up).
     pub subscribed: Up,
+    /// What further connections are made from.
+    links: Arc<LinkSettings>,
 }
 
 /// Begins to connect, in the background and for ever: Redis may come later, and may go. Runs on
@@ -82,10 +88,11 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
     let commands = Arc::new(commands);
     let subscribed = Up::default();
     Ok(Redis {
-        feed: RedisFeed::start(links, Arc::clone(&names), subscribed.clone()),
+        feed: RedisFeed::start(Arc::clone(&links), Arc::clone(&names), subscribed.clone()),
         publisher: RedisPublisher { commands: Arc::clone(&commands), names, bounds },
         commands,
         subscribed,
+        links,
     })
 }
 

@@ -1,0 +1,1 @@
+//! The reader, with a stream in memory.
