@@ -3,12 +3,14 @@
 //! That is possible because a server's WebSocket frames are not masked (RFC 6455 §5.1) and no
 //! extension is negotiated: the bytes are the same for everyone.
 
+use std::sync::Arc;
+
 use actix_http::ws::{CloseCode, CloseReason, OpCode, Parser};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::event::{CloseCause, Group, Position, Tag};
+use crate::event::{CloseCause, Cursor, Group, Position, Tag};
 
 /// Room for the longest header of a server frame: two bytes and a 64-bit length.
 const HEADER_BYTES: usize = 10;
@@ -19,6 +21,7 @@ pub struct Frame {
     wire: Bytes,
     received: Option<Instant>,
     mark: Option<Mark>,
+    cursor: Option<Arc<Cursor>>,
 }
 
 /// Where a client stands in a channel once it has a frame: SSE writes it into the `id:` line.
@@ -32,7 +35,7 @@ pub struct Mark {
 
 impl Frame {
     fn plain(wire: BytesMut) -> Self {
-        Self { wire: wire.freeze(), received: None, mark: None }
+        Self { wire: wire.freeze(), received: None, mark: None, cursor: None }
     }
 
     /// A text frame with this JSON.
@@ -53,6 +56,18 @@ impl Frame {
     #[must_use]
     pub fn at(self, mark: Mark) -> Self {
         Self { mark: Some(mark), ..self }
+    }
+
+    /// After this frame its client stands here, in all its channels.
+    #[must_use]
+    pub fn resets(self, cursor: Cursor) -> Self {
+        Self { cursor: Some(Arc::new(cursor)), ..self }
+    }
+
+    /// Where its client stands in all its channels after it; `None` for frames that do not say so.
+    #[must_use]
+    pub fn cursor(&self) -> Option<&Cursor> {
+        self.cursor.as_deref()
     }
 
     /// Nothing for this client under this id, so that the chain holds for everyone.
@@ -82,6 +97,12 @@ impl Frame {
             short => (2, usize::from(*short)),
         };
         (text && self.wire.len() >= header + len).then(|| self.wire.slice(header..header + len))
+    }
+
+    /// The same, as one that reached this replica now, out of the history.
+    #[must_use]
+    pub fn arrived(self) -> Self {
+        Self { received: Some(Instant::now()), ..self }
     }
 
     /// A pong with the payload of the ping it answers (RFC 6455 §5.5.3).

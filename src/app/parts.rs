@@ -21,6 +21,7 @@ use crate::{
         memory::{Capacity, MemoryBus},
         orders::{self, Ear, Executor, Orders},
         redis,
+        replays::Replays,
         subscriber::{self, Health, Subscriber},
     },
     config::{self, Config, Method, Profile},
@@ -30,7 +31,7 @@ use crate::{
     http::{ingest, internal, logout::Logouts, public, server::PublicServer},
     lifecycle::{Lifecycle, Underway, Vital},
     outbox::Bounds,
-    registry::Registry,
+    registry::{Registry, tracks::Tracks},
     seats::{Keeper, Seats},
     store::{self, Store, memory::MemoryStore, redis::RedisStore, sessions::Endings},
     telemetry::Metrics,
@@ -60,6 +61,7 @@ pub(super) struct Parts {
     health: Arc<Health>,
     publisher: Arc<dyn Publisher>,
     history: Arc<dyn History>,
+    replays: Arc<Replays>,
     orders: Orders,
     logouts: Arc<Logouts>,
 }
@@ -79,7 +81,9 @@ pub(super) struct Actors {
 /// Makes everything that needs no port.
 pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors), StartError> {
     let vital = Vital::default();
-    let registry = Registry::new(config.limits.connections, metrics.clone(), vital.clone());
+    let tracks = Tracks::new(keeping(config));
+    let limit = config.limits.connections;
+    let registry = Registry::new(limit, Arc::clone(&tracks), metrics.clone(), vital.clone());
     let replica = uuid::Uuid::now_v7().simple().to_string();
     let Broker { publisher, history, feed, store, inbound, ingest } = broker(config, &replica)?;
     let (outlet, pump) = inbound
@@ -111,6 +115,7 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         token_bytes: config.auth.token_bytes,
         refusals: Mutex::default(),
     });
+    let replays = Arc::new(Replays::new(Arc::clone(&history), tracks));
     let parts = Parts {
         metrics,
         lifecycle: Arc::default(),
@@ -125,6 +130,7 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         health: Arc::default(),
         publisher,
         history,
+        replays,
         orders,
         logouts,
     };
@@ -167,6 +173,7 @@ impl Parts {
                 },
                 inbound_bytes: config.limits.inbound_bytes,
                 outlet: self.outlet.clone(),
+                replays: Arc::clone(&self.replays),
                 metrics: self.metrics.clone(),
             }),
         })
@@ -212,6 +219,7 @@ impl Parts {
         Subscriber::new(
             feed,
             Arc::clone(&self.publisher),
+            Arc::clone(&self.history),
             self.registry.clone(),
             Arc::clone(&self.health),
             ear,
@@ -237,9 +245,13 @@ struct Broker {
     ingest: Option<Arc<dyn Ingest>>,
 }
 
-fn broker(config: &Config, replica: &str) -> Result<Broker, StartError> {
+fn keeping(config: &Config) -> Keeping {
     let config::History { events, bytes, ttl, meta_ttl } = config.history;
-    let bounds = Keeping { events, bytes, ttl, meta_ttl };
+    Keeping { events, bytes, ttl, meta_ttl }
+}
+
+fn broker(config: &Config, replica: &str) -> Result<Broker, StartError> {
+    let bounds = keeping(config);
     let Some(settings) = &config.redis else {
         let store = Arc::new(MemoryStore::default());
         let (publisher, feed) = MemoryBus::new(Capacity::default(), bounds, Arc::clone(&store));

@@ -62,6 +62,9 @@ struct Head {
     /// Milliseconds since 1970 after which an event is not replayed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     until: Option<u64>,
+    /// It is for those who are connected now, and nobody else is to have it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    transient: bool,
     /// What is kept here is word of a loss.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     loss: bool,
@@ -87,6 +90,8 @@ pub enum Decoded<'a> {
         until: Option<u64>,
         /// It is word of a loss.
         loss: bool,
+        /// It is not kept because its publisher said so.
+        transient: bool,
         /// Its channel's tag, its place and the one before; `None` if it is not kept.
         place: Option<(Tag, Position, Position)>,
         /// What browsers get, without its opening brace, which was the head's.
@@ -141,13 +146,17 @@ impl Parts {
     }
 }
 
-/// Writes an event for a channel.
+/// Writes an event for a channel. `transient`: its publisher does not want it kept.
 ///
 /// # Errors
 /// Never for strings and valid JSON; the signature is the serialiser's.
-pub fn encode(event: &Event<'_>, except: &[UserId]) -> Result<Parts, serde_json::Error> {
+pub fn encode(
+    event: &Event<'_>,
+    except: &[UserId],
+    transient: bool,
+) -> Result<Parts, serde_json::Error> {
     let except = except.iter().map(|user| user.as_str().to_owned()).collect();
-    let head = serde_json::to_string(&Head { v: VERSION, except, ..Head::default() })?;
+    let head = serde_json::to_string(&Head { v: VERSION, except, transient, ..Head::default() })?;
     let head = format!(r#"{{"belfry":{}"#, head.strip_suffix('}').unwrap_or_default());
     let object = serde_json::to_vec(event)?;
     Ok(Parts { head, members: Bytes::from(object).slice(1..) })
@@ -169,7 +178,7 @@ pub fn loss(tag: &Tag) -> Parts {
 /// A message of this channel as it is kept; `None` if it is not one of a kept event.
 #[must_use]
 pub fn kept(channel: &Channel, message: &[u8]) -> Option<Kept> {
-    let Decoded::Event { except, until, loss, place: Some((tag, at, prev)), members } =
+    let Decoded::Event { except, until, loss, place: Some((tag, at, prev)), members, .. } =
         decode(message).ok()?
     else {
         return None;
@@ -268,6 +277,7 @@ pub fn decode(payload: &[u8]) -> Result<Decoded<'_>, Poison> {
         except: except.map_err(|_| Poison::Invalid)?,
         until: head.until,
         loss: head.loss,
+        transient: head.transient,
         place: place(members),
         members,
     })

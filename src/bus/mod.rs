@@ -27,6 +27,7 @@ pub mod memory;
 pub mod orders;
 mod receipt;
 pub mod redis;
+pub mod replays;
 pub mod subscriber;
 #[cfg(test)]
 mod suite;

@@ -137,7 +137,7 @@ impl Reading {
             return false;
         }
         let silent = at.ms >= self.silent_since;
-        let quiet = silent && at.n == quiet_mark(channel);
+        let quiet = silent && at.ms <= self.now && at.n == quiet_mark(channel);
         match (self.last, self.kept.first(), claim) {
             (None, None, Claim::Client(_) | Claim::Own(_)) => quiet,
             (None, None, Claim::Moment(_)) => silent,

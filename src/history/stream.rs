@@ -84,6 +84,12 @@ impl Stream {
         self.kept.front().map(|oldest| oldest.prev).or(self.last)
     }
 
+    /// Bytes of what is kept.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether no event is kept.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -80,10 +80,11 @@ pub(super) fn posts(
     let except: &[_] = if event.target.names_users() { &[] } else { &event.except };
     let said =
         envelope::Event { kind: &event.kind, data: &event.data, sender: event.sender.as_deref() };
-    let parts = envelope::encode(&said, except).map_err(|error| {
-        tracing::error!(%error, "an event could not be written");
-        Problem::new(Kind::Internal)
-    })?;
+    let parts =
+        envelope::encode(&said, except, event.keep == Keep::Transient).map_err(|error| {
+            tracing::error!(%error, "an event could not be written");
+            Problem::new(Kind::Internal)
+        })?;
     let keep = if state.history.events == 0 { Keep::Transient } else { event.keep };
     let online = event.target.names_users().then(|| state.seats.alive());
     let post = |to: &Channel| Post {

@@ -36,13 +36,11 @@ use socket2::{Domain, Protocol as SocketProtocol, Socket as RawSocket, Type};
 use super::{internal, public};
 use crate::{
     auth::{Authenticator, Rechecked},
-    bus::inbound::Outlet,
     config::gate::Inbound,
-    connection::{Allowance, Credentials, Messages, Settings, Standing},
-    event::{ConnectionId, Principal, UserId},
+    connection::{Allowance, Credentials, Settings, Standing},
+    event::Principal,
     net::Socket,
     seats::Seats,
-    telemetry::DropReason,
     timer::Wheel,
     tls::{Stream, Tls, Turns},
 };
@@ -221,20 +219,6 @@ impl Credentials for Open {
     }
 }
 
-/// Hands messages of clients on to back ends.
-struct Forward(Outlet);
-
-impl Messages for Forward {
-    fn take(
-        &self,
-        user: &UserId,
-        connection: ConnectionId,
-        message: &[u8],
-    ) -> Result<(), DropReason> {
-        self.0.send(user, connection, message)
-    }
-}
-
 /// Made on the worker's own thread.
 fn worker(
     state: &Arc<public::State>,
@@ -249,8 +233,6 @@ fn worker(
     });
     let metrics = state.metrics.clone();
     let inbound = inbound.map(|Inbound { per_second, burst }| Allowance { per_second, burst });
-    let outlet = state.outlet.clone();
-    let messages = outlet.map(|outlet| Rc::new(Forward(outlet)) as Rc<dyn Messages>);
     public::Worker {
         shard: state.registry.attach(),
         wheel: Wheel::spawn(state.registry.vital("timer wheel of a worker")),
@@ -261,7 +243,8 @@ fn worker(
             recheck,
             metrics,
             inbound,
-            messages,
+            outlet: state.outlet.clone(),
+            replays: Arc::clone(&state.replays),
         }),
         state: Arc::clone(state),
     }

@@ -22,11 +22,25 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("telemetry", &["config", "event"]),
     ("outbox", &["event", "frame", "telemetry"]),
     ("timer", &["lifecycle", "outbox"]),
-    ("registry", &["event", "frame", "lifecycle", "outbox", "telemetry", "throttle"]),
+    ("registry", &["event", "frame", "history", "lifecycle", "outbox", "telemetry", "throttle"]),
     ("bus", &["config", "event", "frame", "history", "registry", "store", "telemetry", "throttle"]),
     ("store", &["bus", "config", "event"]),
     ("auth", &["bus", "config", "event", "rate", "store", "telemetry"]),
-    ("connection", &["event", "frame", "net", "outbox", "rate", "registry", "telemetry", "timer"]),
+    (
+        "connection",
+        &[
+            "bus",
+            "event",
+            "frame",
+            "history",
+            "net",
+            "outbox",
+            "rate",
+            "registry",
+            "telemetry",
+            "timer",
+        ],
+    ),
     (
         "http",
         &[
