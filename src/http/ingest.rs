@@ -39,7 +39,11 @@ pub fn job(state: &State, entry: &Entry) -> Result<Job, String> {
     let key =
         key.map_or_else(|| format!("entry:{}:{fingerprint}", entry.id), |key| format!("key:{key}"));
     let once = events::once(&key, CALLER, &event, fingerprint);
-    let posts = events::posts(state, &event, Some(once)).map_err(told)?;
+    let mut posts = events::posts(state, &event, Some(once)).map_err(told)?;
+    for post in &mut posts {
+        // Nobody waits for the answer.
+        post.online = None;
+    }
     Ok(Job { target: event.target, posts })
 }
 

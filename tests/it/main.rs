@@ -31,6 +31,7 @@ mod drain;
 mod gate;
 mod http_api;
 mod idempotency;
+mod inbound;
 mod jwt;
 mod limits_user;
 mod liveness;
