@@ -1,7 +1,10 @@
 //! What a connection has to read before it can go live: where it begins, and page after page of
 //! what it missed.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio::sync::Semaphore;
 
@@ -11,7 +14,7 @@ use crate::{
     history::{Claim, Proof, Reading},
     registry::{
         Start,
-        tracks::{Hold, Tracks},
+        tracks::{Before, Held, Hold, Tracks},
     },
 };
 
@@ -109,6 +112,7 @@ impl Replays {
                 }
                 None => hold.position().unwrap_or_default(),
             };
+            let claim = claim.zip(reading.as_ref()).map(|(claim, reading)| within(claim, reading));
             let whole = match (claim, &reading) {
                 (Some(claim), Some(reading)) => {
                     reading.proof(hold.channel(), claim) == Proof::Whole
@@ -196,13 +200,11 @@ impl Replays {
         readings.pop().ok_or_else(|| BusError::Away("it has not answered".to_owned()))
     }
 
-    /// A ring needs no more proof than its chain: what is in it was handed out here.
+    /// A ring needs no other proof than the broker's data: what is in it was handed out here.
     fn from_ring(&self, channel: &Channel, after: Position) -> Option<Reading> {
-        let (kept, more, last) = self.tracks.ring(channel, after, PAGE)?;
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let now = u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
-        let silent_since = u64::MAX;
-        Some(Reading { kept, more, last: Some(last), epoch: 0, silent_since, now })
+        let Held { kept, more, last, before } = self.tracks.ring(channel, after, PAGE)?;
+        let Before { epoch, silent_since } = before;
+        Some(Reading { kept, more, last, epoch, silent_since, now: now() })
     }
 
     /// Reads the whole history of a channel, for all those who will ask for parts of it.
@@ -210,21 +212,33 @@ impl Replays {
         let mut history = Vec::new();
         let mut at = Position::ZERO;
         for _ in 0..TRIES {
-            loop {
+            let Some(begun) = self.tracks.position(channel) else { break };
+            let before = loop {
                 let page = self.read(channel, at).await?;
                 at = page.kept.last().map_or(at, |last| last.at);
                 history.extend(page.kept);
                 if !page.more {
-                    break;
+                    break Before { epoch: page.epoch, silent_since: page.silent_since };
                 }
-            }
-            self.tracks.set_ring(channel, history.clone());
-            if !self.tracks.wants_ring(channel) || history.is_empty() {
+            };
+            self.tracks.set_ring(channel, history.clone(), begun, before);
+            if !self.tracks.wants_ring(channel) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
+    }
+}
+
+/// Where the data began less than that time before a cursor's newest moment, it is asked for since
+/// then.
+fn within(claim: Claim, reading: &Reading) -> Claim {
+    match claim {
+        Claim::Moment(at) if at.ms < reading.epoch && at.ms + BEFORE >= reading.epoch => {
+            Claim::Moment(Position::new(reading.epoch, 0))
+        }
+        claim => claim,
     }
 }
 
@@ -234,6 +248,11 @@ fn claim(channel: &Channel, since: &Since) -> Option<Claim> {
     if let Some(at) = cursor.get(&Tag::of(channel)) {
         return Some(Claim::Client(at));
     }
-    let newest = cursor.newest()?;
+    let newest = cursor.newest()?.min(now());
     Some(Claim::Moment(Position::new(newest.saturating_sub(BEFORE), 0)))
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

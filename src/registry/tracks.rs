@@ -60,7 +60,36 @@ struct Track {
     holders: u32,
     state: State,
     /// What replays read, where many ask for the same: broadcast and groups.
-    ring: Option<Stream>,
+    ring: Option<Ring>,
+}
+
+/// The history of a channel, as far as it was read once and handed out since.
+#[derive(Debug)]
+struct Ring {
+    stream: Stream,
+    before: Before,
+}
+
+/// What a reading says of the time before its first event, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Before {
+    /// When the broker's data began.
+    pub epoch: u64,
+    /// The channel was silent since this moment.
+    pub silent_since: u64,
+}
+
+/// What a ring holds after some place.
+#[derive(Debug)]
+pub struct Held {
+    /// Events.
+    pub kept: Vec<Kept>,
+    /// There are more after these.
+    pub more: bool,
+    /// The channel's last id.
+    pub last: Option<Position>,
+    /// What is known of the time before the first event.
+    pub before: Before,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -163,7 +192,7 @@ impl Tracks {
                     }
                     _ => State::Standing(kept.at),
                 };
-                if let Some(ring) = &mut track.ring {
+                if let Some(Ring { stream: ring, .. }) = &mut track.ring {
                     let before = ring.bytes();
                     ring.push(kept.clone(), &self.bounds, kept.at.ms);
                     self.rings.fetch_add(ring.bytes(), Ordering::Relaxed);
@@ -205,23 +234,19 @@ impl Tracks {
         self.breaks.notified().await;
     }
 
-    /// At most `most` events after this place out of the channel's ring, whether there are more,
-    /// and the last one; `None` if the ring does not have them all, or there is none.
+    /// At most `most` events after this place out of the channel's ring; `None` if the ring does
+    /// not have them all, or there is none.
     #[must_use]
-    pub fn ring(
-        &self,
-        channel: &Channel,
-        after: Position,
-        most: usize,
-    ) -> Option<(Vec<Kept>, bool, Position)> {
+    pub fn ring(&self, channel: &Channel, after: Position, most: usize) -> Option<Held> {
         let part = self.part(channel);
-        let ring = part.get(channel)?.ring.as_ref()?;
-        let (begin, last) = (ring.begin()?, ring.last()?);
-        if after < begin || after > last {
+        let Ring { stream, before } = part.get(channel)?.ring.as_ref()?;
+        let beyond = stream.begin().is_some_and(|begin| after < begin)
+            || stream.last().is_some_and(|last| after > last);
+        if beyond {
             return None;
         }
-        let (kept, more) = ring.read(after, most);
-        Some((kept, more, last))
+        let (kept, more) = stream.read(after, most);
+        Some(Held { kept, more, last: stream.last(), before: *before })
     }
 
     /// Whether a ring for this channel is worth reading its whole history.
@@ -233,22 +258,20 @@ impl Tracks {
     }
 
     /// Begins a ring with the whole history of a channel, unless something was handed out since
-    /// that is not in it.
-    pub fn set_ring(&self, channel: &Channel, history: Vec<Kept>) {
+    /// that is not in it. `at`: up to where the channel was handed out when the reading began.
+    pub fn set_ring(&self, channel: &Channel, history: Vec<Kept>, at: Position, before: Before) {
         let mut part = self.part(channel);
         let Some(track) = part.get_mut(channel) else { return };
-        let (Some(at), Some(last)) = (track.at(), history.last().map(|last| last.at)) else {
-            return;
-        };
-        if last != at || track.ring.is_some() {
+        let last = history.last().map_or(at, |last| last.at);
+        if track.at() != Some(last) || track.ring.is_some() {
             return;
         }
-        let mut ring = Stream::default();
+        let mut stream = Stream::default();
         for kept in history {
-            ring.push(kept, &self.bounds, last.ms);
+            stream.push(kept, &self.bounds, last.ms);
         }
-        self.rings.fetch_add(ring.bytes(), Ordering::Relaxed);
-        track.ring = Some(ring);
+        self.rings.fetch_add(stream.bytes(), Ordering::Relaxed);
+        track.ring = Some(Ring { stream, before });
     }
 
     fn tell_broken(&self, channel: &Channel) {
@@ -258,7 +281,7 @@ impl Tracks {
 
     fn drop_ring(&self, track: &mut Track) {
         if let Some(ring) = track.ring.take() {
-            self.rings.fetch_sub(ring.bytes(), Ordering::Relaxed);
+            self.rings.fetch_sub(ring.stream.bytes(), Ordering::Relaxed);
         }
     }
 

@@ -87,13 +87,13 @@ fn a_ring_has_what_it_can_prove() {
     let hold = tracks.hold(&ALL);
     hold.start(at(7));
     assert!(tracks.wants_ring(&ALL));
-    tracks.set_ring(&ALL, vec![event(1, 5)]);
+    tracks.set_ring(&ALL, vec![event(1, 5)], at(7), Before::default());
     assert!(tracks.ring(&ALL, at(5), 9).is_none(), "7 is missing in it");
-    tracks.set_ring(&ALL, vec![event(1, 5), event(5, 7)]);
+    tracks.set_ring(&ALL, vec![event(1, 5), event(5, 7)], at(7), Before::default());
     assert_eq!(tracks.advance(&ALL, &event(7, 9)), Step::Next);
     let read = |after| {
-        let (kept, more, last) = tracks.ring(&ALL, at(after), 2)?;
-        Some((kept.iter().map(|kept| kept.at.ms).collect::<Vec<_>>(), more, last.ms))
+        let Held { kept, more, last, .. } = tracks.ring(&ALL, at(after), 2)?;
+        Some((kept.iter().map(|kept| kept.at.ms).collect::<Vec<_>>(), more, last?.ms))
     };
     assert_eq!(read(1), Some((vec![5, 7], true, 9)));
     assert_eq!(read(7), Some((vec![9], false, 9)));
@@ -105,4 +105,16 @@ fn a_ring_has_what_it_can_prove() {
     tracks.jump(&ALL, at(20));
     assert_eq!(read(11), None);
     assert_eq!(tracks.position(&ALL), Some(at(20)));
+}
+
+#[test]
+fn a_silent_channel_has_a_ring_too() {
+    let tracks = tracks();
+    let hold = tracks.hold(&ALL);
+    hold.start(at(3));
+    tracks.set_ring(&ALL, Vec::new(), at(3), Before { epoch: 1, silent_since: 2 });
+    let held = tracks.ring(&ALL, at(3), 9).unwrap();
+    assert_eq!((held.kept.len(), held.last, held.before.silent_since), (0, None, 2));
+    assert_eq!(tracks.advance(&ALL, &event(0, 5)), Step::Next);
+    assert_eq!(tracks.ring(&ALL, at(3), 9).unwrap().kept.len(), 1);
 }
