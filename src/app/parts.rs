@@ -270,7 +270,7 @@ fn broker(config: &Config, replica: &str) -> Result<Broker, StartError> {
     let ingest = config.publish_stream.map(|stream| {
         Arc::new(redis.ingest(prefix, stream.max_messages, replica)) as Arc<dyn Ingest>
     });
-    let store = Arc::new(RedisStore::new(redis.commands, &settings.prefix));
+    let store = Arc::new(RedisStore::new(redis.commands, redis.names));
     let publisher = Arc::new(redis.publisher);
     let history = Arc::clone(&publisher);
     Ok(Broker { publisher, history, feed: Box::new(redis.feed), store, inbound, ingest })

@@ -7,7 +7,10 @@ use fred::types::{Expiration, FromValue, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{Claim, Store};
-use crate::bus::{BusError, redis::commands::Commands};
+use crate::bus::{
+    BusError,
+    redis::{Names, commands::Commands},
+};
 
 mod replicas;
 mod revocations;
@@ -31,28 +34,23 @@ return false";
 #[derive(Clone, Debug)]
 pub struct RedisStore {
     commands: Arc<Commands>,
+    names: Arc<Names>,
     /// Of idempotency keys.
     prefix: String,
     tickets: String,
-    /// Of all keys.
-    root: String,
 }
 
 impl RedisStore {
-    /// A store that shares this connection, with keys under `prefix`.
+    /// A store that shares the bus's connection and its way to call keys.
     #[must_use]
-    pub(crate) fn new(commands: Arc<Commands>, prefix: &str) -> Self {
-        Self {
-            commands,
-            prefix: format!("{prefix}idempotency:"),
-            tickets: format!("{prefix}ticket:"),
-            root: prefix.to_owned(),
-        }
+    pub(crate) fn new(commands: Arc<Commands>, names: Arc<Names>) -> Self {
+        let (prefix, tickets) = (names.key("idempotency:"), names.key("ticket:"));
+        Self { commands, names, prefix, tickets }
     }
 
     /// The key of this name.
     fn key(&self, name: &str) -> String {
-        format!("{}{name}", self.root)
+        self.names.key(name)
     }
 
     /// Runs a script on one key.

@@ -13,11 +13,12 @@
 //! known.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -28,6 +29,7 @@ use fred::{
     interfaces::{ClientLike, KeysInterface},
     types::config::Options,
 };
+use futures_util::{StreamExt, future::maybe_done, stream::FuturesOrdered};
 use tokio::{
     sync::{Notify, Semaphore, SemaphorePermit},
     task::JoinHandle,
@@ -193,6 +195,28 @@ impl Turn<'_> {
             result => result,
         }
     }
+}
+
+/// Runs all; each is polled once, in order, before any is waited for. The first poll hands a command
+/// to the connection, so they are sent in that order, and in one go.
+pub(crate) async fn pipelined<T>(
+    commands: impl Iterator<Item = impl Future<Output = T>>,
+) -> Vec<T> {
+    let mut running = FuturesOrdered::new();
+    for command in commands {
+        let mut command = Box::pin(maybe_done(command));
+        poll_fn(|cx| {
+            // Done or not, it has been sent.
+            let _ = command.as_mut().poll(cx);
+            Poll::Ready(())
+        })
+        .await;
+        running.push_back(async move {
+            command.as_mut().await;
+            command.as_mut().take_output()
+        });
+    }
+    running.filter_map(std::future::ready).collect().await
 }
 
 impl Shared {

@@ -104,6 +104,10 @@ impl LinkSettings {
         Ok(links)
     }
 
+    pub(super) fn is_cluster(&self) -> bool {
+        self.config.load().server.is_clustered()
+    }
+
     fn parse(url: &SecretString) -> Result<Config, ConnectError> {
         // fred's errors about addresses say what is wrong, never the address, which may bear a
         // password.

@@ -22,16 +22,19 @@ mod link;
 mod names;
 mod publisher;
 mod quiet;
+mod scripts;
+mod slots;
 
 pub use feed::RedisFeed;
 pub use inbound::RedisInbound;
 pub use ingest::RedisIngest;
 pub(crate) use keys::Removals;
+pub(crate) use names::Names;
 pub use publisher::RedisPublisher;
 
 use commands::{Check, Commands};
 use link::{LinkSettings, Role};
-use names::Names;
+use scripts::Scripts;
 
 /// The address of a Redis cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +71,8 @@ pub struct Redis {
     pub feed: RedisFeed,
     /// The publisher's connection, which a store may share.
     pub(crate) commands: Arc<Commands>,
+    /// How keys are called, for a store.
+    pub(crate) names: Arc<Names>,
     /// Whether the feed's subscription stands. The publisher's is
     /// [`Publisher::is_up`](super::Publisher::is_up).
     pub subscribed: Up,
@@ -82,18 +87,35 @@ pub struct Redis {
 /// The address is malformed. A Redis that is away is no error.
 pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, ConnectError> {
     let links = LinkSettings::new(settings)?;
-    let names = Arc::new(Names::new(&settings.prefix));
+    let cluster = links.is_cluster();
+    if cluster && has_open_brace(&settings.prefix) {
+        let why = "the prefix has an open brace, by which a cluster cannot tell slots";
+        return Err(ConnectError(why.to_owned()));
+    }
+    let names = Arc::new(Names::new(&settings.prefix, cluster));
+    let scripts = Arc::new(Scripts::default());
     let check = Check::Write(format!("{}probe", settings.prefix));
     let commands = Commands::start(Arc::clone(&links), settings.inflight, Role::Publisher, check);
     let commands = Arc::new(commands);
     let subscribed = Up::default();
     Ok(Redis {
         feed: RedisFeed::start(Arc::clone(&links), Arc::clone(&names), subscribed.clone()),
-        publisher: RedisPublisher { commands: Arc::clone(&commands), names, bounds },
+        publisher: RedisPublisher {
+            commands: Arc::clone(&commands),
+            names: Arc::clone(&names),
+            scripts,
+            bounds,
+        },
         commands,
+        names,
         subscribed,
         links,
     })
+}
+
+/// Whether a brace in it would swallow the one that follows the prefix.
+fn has_open_brace(prefix: &str) -> bool {
+    prefix.split_once('{').is_some_and(|(_, rest)| !rest.contains('}') || rest.starts_with('}'))
 }
 
 /// A Redis from which others' keys are read.

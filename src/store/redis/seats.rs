@@ -1,5 +1,6 @@
 //! Seats on Redis: `<prefix>seats:<user>`, a sorted set of `<replica>:<connection>` by time. One
-//! key a script, so that a cluster needs nothing special.
+//! key a script; on a cluster it lies in the slot of the user's channel, where publishing looks
+//! whether anyone is there.
 
 use fred::types::Value;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -64,12 +65,6 @@ end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1";
 
-impl RedisStore {
-    fn seats(&self, user: &UserId) -> String {
-        self.key(&format!("seats:{}", user.as_str()))
-    }
-}
-
 fn seat(replica: &str, id: ConnectionId) -> String {
     format!("{replica}:{id}")
 }
@@ -86,7 +81,8 @@ impl SeatBook for RedisStore {
                 wish.fleet.at.to_string(),
             ];
             arguments.extend(wish.fleet.live.iter().cloned());
-            let answer: Vec<String> = self.script(TAKE, self.seats(wish.user), arguments).await?;
+            let answer: Vec<String> =
+                self.script(TAKE, self.names.seats(wish.user), arguments).await?;
             let Some((at, over)) = answer.split_first() else { return Ok(Taken::Full) };
             let id = |seat: &String| ConnectionId::parse(seat.rsplit_once(':')?.1);
             let at = at.parse().unwrap_or_default();
@@ -107,7 +103,7 @@ impl SeatBook for RedisStore {
                 arguments.push(seat(replica, *id));
                 arguments.push(at.map(|at| at.to_string()).unwrap_or_default());
             }
-            self.script::<Value>(SETTLE, self.seats(user), arguments).await.map(drop)
+            self.script::<Value>(SETTLE, self.names.seats(user), arguments).await.map(drop)
         }
         .boxed()
     }
