@@ -32,6 +32,7 @@ mod gate;
 mod http_api;
 mod idempotency;
 mod inbound;
+mod ingest;
 mod jwt;
 mod limits_user;
 mod liveness;
