@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    BusError, Destination, Feed, Incoming, Message, Publisher,
+    BusError, Destination, Feed, History, Incoming, Message, Publisher,
     control::Kept,
     envelope::{self, Decoded},
     memory,
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     config,
     event::{Channel, ConnectionId, Group, SessionKey, UserId},
+    history::Bounds,
     store::{
         Claim, IDEMPOTENCY_TTL, Store,
         memory::MemoryStore,
@@ -36,28 +37,41 @@ const COMMAND_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// A bus and a store of one kind.
 struct Bus {
     publisher: Arc<dyn Publisher>,
+    history: Arc<dyn History>,
     feed: Box<dyn Feed>,
     store: Arc<dyn Store>,
     redis: Option<RedisServer>,
 }
 
+/// What is kept where a test does not say.
+const BOUNDS: Bounds = Bounds {
+    events: 300,
+    bytes: 1024 * 1024,
+    ttl: Duration::from_secs(3_600),
+    meta_ttl: Duration::from_secs(86_400),
+};
+
 impl Bus {
-    fn in_memory() -> Self {
-        let (publisher, feed) = memory::MemoryBus::new(memory::Capacity::default());
+    fn in_memory(bounds: Bounds) -> Self {
+        let store = Arc::new(MemoryStore::default());
+        let capacity = memory::Capacity::default();
+        let (publisher, feed) = memory::MemoryBus::new(capacity, bounds, Arc::clone(&store));
+        let publisher = Arc::new(publisher);
         Self {
-            publisher: Arc::new(publisher),
+            history: Arc::clone(&publisher) as _,
+            publisher,
             feed: Box::new(feed),
-            store: Arc::new(MemoryStore::default()),
+            store,
             redis: None,
         }
     }
 
     async fn on_redis() -> Self {
-        Self::on(RedisServer::running().await, "")
+        Self::on(RedisServer::running().await, "", BOUNDS)
     }
 
     /// On this server, which need not run yet, with `credentials` (`name:password@`).
-    fn on(server: RedisServer, credentials: &str) -> Self {
+    fn on(server: RedisServer, credentials: &str, bounds: Bounds) -> Self {
         let settings = config::Redis {
             url: SecretString::from(format!("redis://{credentials}127.0.0.1:{}", server.port)),
             url_file: None,
@@ -68,11 +82,13 @@ impl Bus {
             probe_interval: Duration::from_secs(1),
             probe_timeout: Duration::from_secs(2),
         };
-        let bus = redis::connect(&settings).unwrap();
+        let bus = redis::connect(&settings, bounds).unwrap();
+        let publisher = Arc::new(bus.publisher);
         Self {
-            publisher: Arc::new(bus.publisher),
+            history: Arc::clone(&publisher) as _,
+            publisher,
             feed: Box::new(bus.feed),
-            store: Arc::new(RedisStore::new(bus.commands, &settings.prefix)),
+            store: Arc::new(RedisStore::new(bus.commands, bus.names)),
             redis: Some(server),
         }
     }
@@ -147,7 +163,7 @@ macro_rules! promises {
         mod in_memory {
             $(#[tokio::test]
             async fn $name() {
-                super::$name(super::Bus::in_memory().ready().await).await;
+                super::$name(super::Bus::in_memory(super::BOUNDS).ready().await).await;
             })*
         }
 
@@ -159,6 +175,8 @@ macro_rules! promises {
         }
     };
 }
+
+mod kept;
 
 promises! {
     /// Also within one call, and between calls.
@@ -389,7 +407,7 @@ async fn a_full_memory_bus_refuses_in_time() {
     let capacity =
         memory::Capacity { messages: 10, bytes: 100, patience: Duration::from_millis(50) };
     for (count, size) in [(11, 1), (2, 60)] {
-        let (publisher, mut feed) = memory::MemoryBus::new(capacity);
+        let (publisher, mut feed) = memory::MemoryBus::new(capacity, BOUNDS, Arc::default());
         let message = || Message { to: user("alice"), payload: vec![b'x'; size].into() };
         for _ in 1..count {
             publisher.publish(vec![message()]).await.unwrap();
@@ -468,7 +486,7 @@ async fn every_key_of_the_store_expires() {
 
 #[tokio::test]
 async fn redis_may_come_later() {
-    let mut bus = Bus::on(RedisServer::absent(), "");
+    let mut bus = Bus::on(RedisServer::absent(), "", BOUNDS);
     let begun = Instant::now();
     assert!(matches!(bus.publish(&user("a"), "early").await, Err(BusError::Away(_))));
     let probe = Message { to: Destination::Control, payload: "p".into() };
@@ -634,7 +652,7 @@ async fn garbled_orders_and_holes_are_seen() {
 /// A user without the right to the channels: no false success, no storm of tries.
 #[tokio::test]
 async fn a_missing_right_is_not_taken_for_a_subscription() {
-    let mut bus = Bus::on(RedisServer::absent(), "limited:secret@");
+    let mut bus = Bus::on(RedisServer::absent(), "limited:secret@", BOUNDS);
     let server = bus.server();
     server.start().await;
     let rights = ["resetchannels", "&ws:user:*", "&ws:broadcast", "&ws:control"];
@@ -687,7 +705,7 @@ async fn a_missing_right_is_not_taken_for_a_subscription() {
 /// A user who may do nothing that is not needed.
 #[tokio::test]
 async fn the_least_rights_suffice() {
-    let mut bus = Bus::on(RedisServer::absent(), "least:p%40ss@");
+    let mut bus = Bus::on(RedisServer::absent(), "least:p%40ss@", BOUNDS);
     let server = bus.server();
     server.start().await;
     let rule = [
@@ -742,6 +760,6 @@ fn a_malformed_address_does_not_leak_its_password() {
         probe_interval: SOON,
         probe_timeout: SOON,
     };
-    let error = redis::connect(&settings).unwrap_err().to_string();
+    let error = redis::connect(&settings, BOUNDS).unwrap_err().to_string();
     assert!(!error.contains("hush"), "{error}");
 }

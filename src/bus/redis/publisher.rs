@@ -60,7 +60,7 @@ impl RedisPublisher {
             .map(|(post, whole)| Call { whole, ..self.call(post) })
             .collect();
         let answers = self.scripts.publish.run::<Vec<String>>(&turn, &calls).await;
-        answers.into_iter().map(|answer| read(answer?)).collect()
+        posts.iter().zip(answers).map(|(post, answer)| read(&Tag::of(&post.to), answer?)).collect()
     }
 
     fn call(&self, post: &Post) -> Call {
@@ -157,14 +157,14 @@ fn first_of_several(posts: &[Post]) -> Vec<bool> {
 }
 
 /// Reads the script's answer.
-fn read(answer: Vec<String>) -> Result<Posted, BusError> {
+fn read(tag: &Tag, answer: Vec<String>) -> Result<Posted, BusError> {
     let mut answer = answer.into_iter();
     let mut next = || answer.next().unwrap_or_default();
     match next().as_str() {
         "new" => {
             let (id, _prev, online) = (next(), next(), next());
             Ok(Posted::Done(Receipt {
-                id: (!id.is_empty()).then_some(id),
+                id: (!id.is_empty()).then(|| format!("{tag}~{id}")),
                 online: (!online.is_empty()).then(|| online == "1"),
                 again: false,
             }))
