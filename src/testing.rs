@@ -7,11 +7,21 @@ use std::{
     time::Duration,
 };
 
+use crate::history::Bounds;
+
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, sleep, timeout},
+};
+
+/// What is kept in tests.
+pub const KEEPING: Bounds = Bounds {
+    events: 300,
+    bytes: 1024 * 1024,
+    ttl: Duration::from_secs(3_600),
+    meta_ttl: Duration::from_secs(30 * 24 * 3_600),
 };
 
 /// Calls `condition` until it holds.

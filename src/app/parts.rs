@@ -29,10 +29,13 @@ use crate::{
     gate::Gate,
     history::Bounds as Keeping,
     http::{ingest, internal, logout::Logouts, public, server::PublicServer},
-    lifecycle::{Lifecycle, Underway, Vital},
+    lifecycle::{Lifecycle, Phase, Underway, Vital},
     outbox::Bounds,
     registry::{Registry, tracks::Tracks},
-    seats::{Keeper, Seats},
+    seats::{
+        Keeper, Seats,
+        report::{Numbers, Source},
+    },
     store::{self, Store, memory::MemoryStore, redis::RedisStore, sessions::Endings},
     telemetry::Metrics,
     tls::Tls,
@@ -61,6 +64,7 @@ pub(super) struct Parts {
     health: Arc<Health>,
     publisher: Arc<dyn Publisher>,
     history: Arc<dyn History>,
+    store: Arc<dyn Store>,
     replays: Arc<Replays>,
     orders: Orders,
     logouts: Arc<Logouts>,
@@ -105,7 +109,11 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
             cache.ended(&[*session]);
         }
     });
-    let (seats, keeper) = Seats::new(&replica, Arc::clone(&store), orders.clone(), &config.limits);
+    let lifecycle = Arc::<Lifecycle>::default();
+    let health = Arc::<Health>::default();
+    let numbers = numbers(&metrics, &lifecycle, &health, config.ready.redis_grace);
+    let (seats, keeper) =
+        Seats::new(&replica, Arc::clone(&store), orders.clone(), &config.limits, numbers);
     let underway = Underway::default();
     let logouts = Arc::new(Logouts {
         authenticator: Arc::clone(&authenticator),
@@ -118,7 +126,7 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
     let replays = Arc::new(Replays::new(Arc::clone(&history), tracks));
     let parts = Parts {
         metrics,
-        lifecycle: Arc::default(),
+        lifecycle,
         vital,
         underway,
         registry,
@@ -127,9 +135,10 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         seats,
         outlet,
         ingest,
-        health: Arc::default(),
+        health,
         publisher,
         history,
+        store,
         replays,
         orders,
         logouts,
@@ -187,7 +196,9 @@ impl Parts {
             authenticator: Arc::clone(&self.authenticator),
             groups: groups::Rule::new(config),
             limits: config.limits.clone(),
-            history: config.history.clone(),
+            history: Arc::clone(&self.history),
+            history_ttl: config.history.ttl,
+            store: Arc::clone(&self.store),
             seats: Arc::clone(&self.seats),
             ready: config.ready.clone(),
             health: Arc::clone(&self.health),
@@ -227,6 +238,22 @@ impl Parts {
             subscriber::Settings { probe_interval, probe_timeout, message_bytes },
         )
     }
+}
+
+/// What this replica tells of itself.
+fn numbers(
+    metrics: &Metrics,
+    lifecycle: &Arc<Lifecycle>,
+    health: &Arc<Health>,
+    grace: Duration,
+) -> Source {
+    let (metrics, lifecycle, health) = (metrics.clone(), Arc::clone(lifecycle), Arc::clone(health));
+    Box::new(move || {
+        let (connections, users) = metrics.present();
+        let (published, received, delivered) = metrics.totals();
+        let ready = lifecycle.phase() <= Phase::Ready && health.ready(grace);
+        Numbers { connections, users, ready, published, received, delivered }
+    })
 }
 
 /// Transport encryption, where files for it are configured.

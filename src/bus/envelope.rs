@@ -329,10 +329,61 @@ mod tests {
     fn an_event_comes_back_as_browsers_get_it() {
         let data = raw(r#"{"b":1,"a":12345678901234567890.10,  "c":"\u0041"}"#);
         let event = Event { kind: "x", data: &data, sender: None };
-        let wire = encode(&event, &[]).unwrap();
+        let wire = encode(&event, &[], false).unwrap().transient();
         assert!(wire.starts_with(br#"{"belfry":{"v":1},"type":"x""#));
         let members = format!(r#""type":"x","data":{data}}}"#);
-        assert_eq!(decode(&wire), Ok(Decoded::Event { except: vec![], members: &members }));
+        assert_eq!(decode(&wire), Ok(unkept(&[], &members)));
+        let wire = encode(&event, &[], true).unwrap().transient();
+        assert!(matches!(decode(&wire), Ok(Decoded::Event { transient: true, place: None, .. })));
+    }
+
+    #[test]
+    fn a_kept_event_has_its_place() {
+        let data = raw("{}");
+        let event = Event { kind: "x", data: &data, sender: None };
+        let parts = encode(&event, &[user("bob")], false).unwrap();
+        let alice = Channel::User(user("alice"));
+        let (prev, at) = (Position::new(4, 2), Position::new(5, 0));
+        let wire = parts.kept(&Tag::User, at, prev, Some(900));
+        let kept = kept(&alice, &wire).unwrap();
+        assert_eq!((kept.prev, kept.at, kept.until, kept.loss), (prev, at, Some(900), false));
+        assert_eq!(*kept.except, [user("bob")]);
+        assert_eq!(
+            &kept.frame.json().unwrap()[..],
+            br#"{"id":"u~5-0","prev":"u~4-2","type":"x","data":{}}"#
+        );
+        assert!(super::kept(&Channel::Broadcast, &wire).is_none(), "another channel's tag");
+        assert!(super::kept(&alice, &parts.transient()).is_none());
+        let word = loss(&Tag::Broadcast).kept(&Tag::Broadcast, at, prev, None);
+        assert!(super::kept(&Channel::Broadcast, &word).unwrap().loss);
+    }
+
+    #[test]
+    fn only_a_place_as_we_write_it_is_one() {
+        let event = |place: &str| format!(r#"{{"belfry":{{"v":1}},{place}"type":"x"}}"#);
+        let has = |place: &str| match decode(event(place).as_bytes()) {
+            Ok(Decoded::Event { place, .. }) => place.is_some(),
+            other => panic!("{other:?}"),
+        };
+        assert!(has(r#""id":"u~5-0","prev":"u~4-0","#));
+        for place in [
+            "",
+            r#""id":"u~5-0","#,
+            r#""id":"u~5-0","prev":"b~4-0","#,
+            r#""id":"u~5-0","prev":"u~5-0","#,
+            r#""id":"u~4-0","prev":"u~5-0","#,
+            r#""prev":"u~4-0","id":"u~5-0","#,
+            r#""id": "u~5-0","prev":"u~4-0","#,
+            r#""id":"5-0","prev":"4-0","#,
+            r#""id":7,"prev":"u~4-0","#,
+        ] {
+            assert!(!has(place), "{place}");
+        }
+    }
+
+    fn unkept<'a>(except: &[UserId], members: &'a str) -> Decoded<'a> {
+        let (until, loss, transient, place) = (None, false, false, None);
+        Decoded::Event { except: except.to_vec(), until, loss, transient, place, members }
     }
 
     #[test]
@@ -340,9 +391,9 @@ mod tests {
         let data = raw("null");
         let event = Event { kind: "x", data: &data, sender: Some("tab-1") };
         let except = [user("a\"]},b"), user("tenant:42")];
-        let wire = encode(&event, &except).unwrap();
+        let wire = encode(&event, &except, false).unwrap().transient();
         let members = r#""type":"x","data":null,"sender":"tab-1"}"#;
-        assert_eq!(decode(&wire), Ok(Decoded::Event { except: except.to_vec(), members }));
+        assert_eq!(decode(&wire), Ok(unkept(&except, members)));
     }
 
     #[test]
@@ -448,9 +499,9 @@ mod tests {
         fn every_user_can_be_excepted(id in "[^\\p{Cc}]{1,60}") {
             let data = raw("[]");
             let event = Event { kind: "x", data: &data, sender: None };
-            let wire = encode(&event, &[user(&id)]).unwrap();
+            let wire = encode(&event, &[user(&id)], false).unwrap().transient();
             let members = r#""type":"x","data":[]}"#;
-            prop_assert_eq!(decode(&wire), Ok(Decoded::Event { except: vec![user(&id)], members }));
+            prop_assert_eq!(decode(&wire), Ok(unkept(&[user(&id)], members)));
         }
     }
 }

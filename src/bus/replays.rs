@@ -2,7 +2,8 @@
 //! what it missed.
 
 use std::{
-    sync::Arc,
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -67,13 +68,15 @@ pub struct Replays {
     history: Arc<dyn History>,
     tracks: Arc<Tracks>,
     readers: Semaphore,
+    /// Channels whose rings are being loaded; others read for themselves meanwhile.
+    loading: Mutex<HashSet<Channel>>,
 }
 
 impl Replays {
     /// Reads from this history.
     #[must_use]
     pub fn new(history: Arc<dyn History>, tracks: Arc<Tracks>) -> Self {
-        Self { history, tracks, readers: Semaphore::new(READERS) }
+        Self { history, tracks, readers: Semaphore::new(READERS), loading: Mutex::default() }
     }
 
     /// Finds out where a connection begins in each of its channels, in one round trip to the
@@ -150,7 +153,13 @@ impl Replays {
         for (hold, claim) in holds.iter().zip(claims) {
             let channel = hold.channel();
             let after = claim.map(Claim::at);
-            let ring = after.and_then(|after| self.from_ring(channel, after));
+            let ring = match after {
+                Some(after) => {
+                    self.load_ring(channel).await?;
+                    self.from_ring(channel, after)
+                }
+                None => None,
+            };
             if ring.is_none() && (after.is_some() || hold.position().is_none()) {
                 asks.push(Ask { channel: channel.clone(), after, most: PAGE });
                 readings.push(None);
@@ -185,13 +194,11 @@ impl Replays {
         }
         let closed = |_| BusError::Away("this replica is ending".to_owned());
         let _reader = self.readers.acquire().await.map_err(closed)?;
-        if self.tracks.wants_ring(channel) {
-            self.load_ring(channel).await?;
-            if let Some(reading) = self.from_ring(channel, after) {
-                return Ok(reading);
-            }
+        self.load_ring(channel).await?;
+        match self.from_ring(channel, after) {
+            Some(reading) => Ok(reading),
+            None => self.read(channel, after).await,
         }
-        self.read(channel, after).await
     }
 
     async fn read(&self, channel: &Channel, after: Position) -> Result<Reading, BusError> {
@@ -207,8 +214,23 @@ impl Replays {
         Some(Reading { kept, more, last, epoch, silent_since, now: now() })
     }
 
-    /// Reads the whole history of a channel, for all those who will ask for parts of it.
+    /// Reads the whole history of a channel, for all those who will ask for parts of it, unless
+    /// that was done, is being done, or is not worth it.
     async fn load_ring(&self, channel: &Channel) -> Result<(), BusError> {
+        let known = self.tracks.position(channel).is_some();
+        if !known || !self.tracks.wants_ring(channel) || !self.loading().insert(channel.clone()) {
+            return Ok(());
+        }
+        let _loading = Loading { replays: self, channel };
+        self.fill_ring(channel).await
+    }
+
+    fn loading(&self) -> MutexGuard<'_, HashSet<Channel>> {
+        // Every change is whole, so a poisoned lock is as good as new.
+        self.loading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn fill_ring(&self, channel: &Channel) -> Result<(), BusError> {
         let mut history = Vec::new();
         let mut at = Position::ZERO;
         for _ in 0..TRIES {
@@ -228,6 +250,18 @@ impl Replays {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
+    }
+}
+
+/// A ring is being loaded, as long as this lives: whoever loads it may be dropped meanwhile.
+struct Loading<'a> {
+    replays: &'a Replays,
+    channel: &'a Channel,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.replays.loading().remove(self.channel);
     }
 }
 

@@ -320,6 +320,7 @@ fn limits(reader: &mut Reader) -> Limits {
         groups: reader.count("limits.groups", 1..=1024),
         data_bytes: reader.size("limits.data_bytes", 64..=16 * MIB),
         body_bytes: reader.size("limits.body_bytes", 1024..=64 * MIB),
+        batch_bytes: reader.size("limits.batch_bytes", 1024..=64 * MIB),
         connections_per_user: reader.count("limits.connections_per_user", 0..=1_000_000),
         user_policy: reader.choice(
             "limits.user_policy",
@@ -357,12 +358,16 @@ fn across(config: &Config, reader: &mut Reader) {
         let advice = "give each listener its own port: the internal one is not for browsers";
         reader.fault("internal.bind", Problem::new(what, advice));
     }
-    let sizes = ["limits.body_bytes", "limits.data_bytes"];
-    if config.limits.body_bytes < config.limits.data_bytes
-        && sizes.iter().all(|key| reader.is_good(key))
-    {
-        let what = "is below limits.data_bytes, which a body must hold";
-        reader.fault("limits.body_bytes", Problem::new(what, "raise it, or lower the other"));
+    let bodies = [
+        ("limits.body_bytes", config.limits.body_bytes),
+        ("limits.batch_bytes", config.limits.batch_bytes),
+    ];
+    for (key, bytes) in bodies {
+        let good = [key, "limits.data_bytes"].iter().all(|key| reader.is_good(key));
+        if good && bytes < config.limits.data_bytes {
+            let what = "is below limits.data_bytes, which a body must hold";
+            reader.fault(key, Problem::new(what, "raise it, or lower the other"));
+        }
     }
     let times = ["history.ttl", "history.meta_ttl"];
     if config.history.meta_ttl < config.history.ttl && times.iter().all(|key| reader.is_good(key)) {

@@ -373,8 +373,10 @@ pub struct Limits {
     pub groups: usize,
     /// Longest `data` of an event, in bytes.
     pub data_bytes: usize,
-    /// Longest body of `POST /v1/events`, in bytes.
+    /// Longest body of a request to the API, in bytes.
     pub body_bytes: usize,
+    /// Longest body of a request with many events, in bytes.
+    pub batch_bytes: usize,
     /// Connections of one user over all replicas; 0 means no limit of its own.
     pub connections_per_user: usize,
     /// What happens beyond that.

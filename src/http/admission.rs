@@ -78,7 +78,7 @@ pub(super) struct Admitted {
     pub(super) principal: Principal,
     pub(super) permit: Permit,
     /// Room for its user, up to its farewell.
-    pub(super) seat: Option<Seat>,
+    pub(super) seat: Seat,
     /// Room for its address, up to its end.
     pub(super) pass: Pass,
     pub(super) made: std::time::SystemTime,

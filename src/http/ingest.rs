@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::{
     events,
     internal::State,
+    posting::{self, Digest},
     problem::{Kind, Problem},
     request,
 };
@@ -26,20 +27,21 @@ pub fn job(state: &State, entry: &Entry) -> Result<Job, String> {
     if body.len() > state.limits.body_bytes {
         return Err(told(Problem::new(Kind::TooLarge)));
     }
-    let event = request::parse(body, &state.limits, state.history.ttl).map_err(told)?;
+    let event = request::parse(body, &state.limits, state.history_ttl).map_err(told)?;
     if event.target == Target::Broadcast {
         tracing::info!(
             target: "audit", action = "broadcast", entry = entry.id, r#type = event.kind,
             "by the publish stream"
         );
     }
-    let fingerprint = events::fingerprint(body);
     // An entry without a key goes by its id, and by what it says: where the stream was deleted, the
     // same id may come again.
-    let key =
-        key.map_or_else(|| format!("entry:{}:{fingerprint}", entry.id), |key| format!("key:{key}"));
-    let once = events::once(&key, CALLER, &event, fingerprint);
-    let mut posts = events::posts(state, &event, Some(once)).map_err(told)?;
+    let key = key.map_or_else(
+        || format!("entry:{}:{}", entry.id, Digest::new().add(body).text()),
+        |key| format!("key:{key}"),
+    );
+    let once = events::once(&key, CALLER, &event, body);
+    let mut posts = posting::prepare(state, &event, Some(&once)).map_err(told)?;
     for post in &mut posts {
         // Nobody waits for the answer.
         post.online = None;
@@ -49,7 +51,7 @@ pub fn job(state: &State, entry: &Entry) -> Result<Job, String> {
 
 /// The fields of an entry.
 struct Fields<'a> {
-    event: &'a [u8],
+    event: &'a Bytes,
     key: Option<&'a str>,
 }
 
@@ -85,7 +87,7 @@ mod tests {
     fn fields() {
         let good = entry(&[("idempotency_key", "k"), ("event", "{}")]);
         let read = Fields::of(&good).unwrap();
-        assert_eq!((read.event, read.key), (&b"{}"[..], Some("k")));
+        assert_eq!((&read.event[..], read.key), (&b"{}"[..], Some("k")));
         for bad in [
             entry(&[("idempotency_key", "k")]),
             entry(&[("event", "{}"), ("event", "{}")]),

@@ -1,7 +1,9 @@
 //! Routes, and what both listeners answer alike.
 
 mod admission;
+mod batch;
 pub mod body;
+mod cloudevents;
 mod cors;
 mod disconnect;
 pub mod events;
@@ -9,12 +11,16 @@ pub mod ingest;
 pub mod internal;
 pub mod logout;
 pub mod ops;
+mod percent;
+mod posting;
 pub mod problem;
 pub mod public;
 mod request;
 pub mod server;
+mod stats;
 mod tickets;
 mod upgrade;
+mod users;
 
 use actix_web::{
     HttpResponse, Route,

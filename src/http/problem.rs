@@ -196,18 +196,22 @@ impl Problem {
         told
     }
 
-    /// The answer.
-    #[must_use]
-    pub fn response(&self) -> HttpResponse {
+    fn body(&self) -> Body<'_> {
         let (status, name, title) = self.kind.parts();
-        let body = Body {
+        Body {
             kind: format!("urn:belfry:problem:{name}"),
             title,
             status: status.as_u16(),
             detail: self.detail.as_deref(),
             errors: &self.members,
-        };
-        let mut response = HttpResponse::build(status);
+        }
+    }
+
+    /// The answer.
+    #[must_use]
+    pub fn response(&self) -> HttpResponse {
+        let body = self.body();
+        let mut response = HttpResponse::build(self.status());
         response.content_type("application/problem+json");
         response.insert_header((header::CACHE_CONTROL, "no-store"));
         if self.kind == Kind::Unauthorized || self.kind == Kind::BadCredential {
@@ -217,6 +221,13 @@ impl Problem {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
         }
         response.body(serde_json::to_string(&body).unwrap_or_default())
+    }
+}
+
+/// As it stands in an answer about many.
+impl Serialize for Problem {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.body().serialize(to)
     }
 }
 

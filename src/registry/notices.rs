@@ -17,7 +17,7 @@ use tokio::{
 use super::shard::Shard;
 
 /// Reloads after a loss are spread over this long.
-const SPREAD: Duration = Duration::from_secs(2);
+pub(super) const SPREAD: Duration = Duration::from_secs(2);
 
 /// Who is to be told, and when.
 #[derive(Default)]

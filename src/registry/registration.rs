@@ -125,7 +125,11 @@ impl Registration {
         entry.map(|entry| entry.lanes.cursor()).unwrap_or_default()
     }
 
-    fn on_lane<T>(&self, channel: &Channel, f: impl FnOnce(&Entry, &Lane) -> T) -> Option<T> {
+    pub(super) fn on_lane<T>(
+        &self,
+        channel: &Channel,
+        f: impl FnOnce(&Entry, &Lane) -> T,
+    ) -> Option<T> {
         let state = self.shard.state.borrow();
         let entry = state.connections.get(self.key)?;
         Some(f(entry, entry.lanes.of(channel)?))

@@ -100,6 +100,9 @@ impl Keeper {
                     // away what we enter now.
                     self.next_round = before + BEAT * 2;
                 }
+                if let Err(error) = self.seats.report().await {
+                    tracing::debug!(%error, "the numbers of this replica are not told this time");
+                }
                 before + BEAT
             }
             Err(error) => {

@@ -376,6 +376,24 @@ impl Metrics {
         self.0.panics.inc();
     }
 
+    /// Open connections, and users with one.
+    #[must_use]
+    pub fn present(&self) -> (u64, u64) {
+        let gauge = |gauge: &IntGauge| u64::try_from(gauge.get()).unwrap_or_default();
+        (gauge(&self.0.connections.with_label_values(&[TRANSPORT])), gauge(&self.0.users))
+    }
+
+    /// Events that were accepted from back ends, that came over the bus, and that were handed to
+    /// sockets.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64, u64) {
+        let accepted = |target: &Target| {
+            self.0.published.with_label_values(&[target.label(), "accepted"]).get()
+        };
+        let received = self.0.received_own.get() + self.0.received_raw.get();
+        (Target::ALL.iter().map(accepted).sum(), received, self.0.workers.written())
+    }
+
     /// Everything in the text format of Prometheus, and the content type that names it.
     ///
     /// # Errors

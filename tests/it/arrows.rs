@@ -51,6 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "event",
             "frame",
             "gate",
+            "history",
             "lifecycle",
             "net",
             "outbox",

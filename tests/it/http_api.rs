@@ -273,7 +273,7 @@ async fn i04_deep_nesting() {
             let answer = replica.post(body(&data)).await;
             assert_eq!(answer.status, 202, "{levels}: {answer:?}");
             let text = ws.text(PATIENCE).await.1;
-            assert_eq!(text, format!(r#"{{"type":"t","data":{data}}}"#));
+            assert!(text.ends_with(&format!(r#","type":"t","data":{data}}}"#)), "{text}");
         }
     }
     let deep = 100_000;

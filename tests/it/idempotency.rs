@@ -5,17 +5,11 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::{
-    app::{Builder, Replica},
+    app::{Builder, Replica, both},
     client::Dial,
     jwt::token,
     redis::RedisServer,
 };
-
-async fn both() -> Vec<(&'static str, Replica, Option<RedisServer>)> {
-    let redis = RedisServer::start().await;
-    let on_redis = Builder::production().redis(&redis).spawn().await;
-    vec![("memory", Replica::start().await, None), ("redis", on_redis, Some(redis))]
-}
 
 fn body(user: &str, mark: &str) -> String {
     json!({"to": {"user": user}, "type": "t", "data": {"mk": mark}}).to_string()
