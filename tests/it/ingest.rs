@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// A lease that nobody gives back, and then some.
-const TAKEOVER: Duration = Duration::from_secs(30);
+const TAKEOVER: Duration = Duration::from_secs(10);
 
 fn reading() -> Builder {
     Builder::production().set("publish_stream.enabled", "true")
@@ -351,4 +351,29 @@ async fn an_outage_delays_and_doubles_nothing() {
     assert!(tally(got.iter()).values().all(|count| *count == 1), "something came twice: {got:?}");
     let expected: Vec<String> = (0..600).map(|n| n.to_string()).collect();
     assert_eq!(got, expected);
+}
+
+/// The rights that the README names for the streams are enough, beside those that all need.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rights_in_the_readme_are_enough() {
+    let readme = include_str!("../../README.md");
+    let rule = readme.lines().find(|line| line.starts_with("ACL SETUSER")).expect("a rule");
+    let more = readme.split('`').find(|text| text.starts_with("+xgroup|create")).expect("rights");
+    let redis = RedisServer::start().await;
+    let mut writer = redis.client().await;
+    writer.words(&format!("{} {more}", rule.replace("PASSWORD", "hush"))).await;
+    let builder = reading().set("inbound.enabled", "true");
+    let builder = builder.redis_at(&format!("redis://belfry:hush@{}/0", redis.address()));
+    let replica = builder.spawn().await;
+    let mut ws = client(&replica, "alice").await;
+    ws.send(r#"{"type":"hello"}"#);
+    add_event(&mut writer, &event("alice", "one")).await;
+    ws.event("one").await;
+    is_empty(&redis).await;
+    replica.metric_is("messages_forwarded_total", 1.0, PATIENCE).await;
+    replica.process.signal(nix::sys::signal::Signal::SIGTERM);
+    replica.process.end(PATIENCE).await;
+    assert_eq!(writer.words("EXISTS ws:publish:owner").await.int(), 0);
+    let refused = redis.cli(&["ACL", "LOG"]);
+    assert!(!refused.contains("publish") && !refused.contains("inbound"), "{refused}");
 }
