@@ -8,13 +8,17 @@ use prometheus::{
 };
 
 use super::{
-    labels::{self, ConnectResult, DropReason, JwksRefresh, Role, Target},
+    labels::{self, ConnectResult, JwksRefresh, Role, Target},
     worker::{Shared, WorkerMetrics},
 };
 use crate::{
     config::Method,
     event::{CloseCause, GapReason, Subject},
 };
+
+mod messages;
+
+use messages::Messages;
 
 /// Seconds, from a tenth of a millisecond to ten seconds.
 const LATENCY_BUCKETS: &[f64] = &[
@@ -50,9 +54,7 @@ struct Inner {
     gaps: IntCounterVec,
     resumes: IntCounterVec,
     probe_duration: Histogram,
-    dropped: IntCounterVec,
-    forwarded: IntCounter,
-    publish_backlog: IntGauge,
+    messages: Messages,
     auth_duration: HistogramVec,
     jwks_refreshes: IntCounterVec,
     api_requests: IntCounterVec,
@@ -159,19 +161,7 @@ impl Metrics {
                 "redis_probe_duration_seconds",
                 "From publishing a probe to its return.",
             ),
-            dropped: make.counters(
-                "messages_dropped_total",
-                "Messages from clients, the bus or the publish stream that went nowhere.",
-                &["reason"],
-            ),
-            forwarded: make.counter(
-                "messages_forwarded_total",
-                "Messages from clients that went to the inbound stream.",
-            ),
-            publish_backlog: make.gauge(
-                "publish_stream_entries",
-                "Entries of the publish stream that wait, as the replica that reads it saw last.",
-            ),
+            messages: Messages::new(&make),
             auth_duration: make.register(HistogramVec::new(auth, &["method"])),
             jwks_refreshes: make.counters(
                 "jwks_refreshes_total",
@@ -240,9 +230,7 @@ impl Metrics {
         for result in ["whole", "lost"] {
             inner.resumes.with_label_values(&[result]);
         }
-        for reason in DropReason::ALL {
-            inner.dropped.with_label_values(&[reason.label()]);
-        }
+        inner.messages.touch();
         for auth in Method::ALL.iter().map(|method| method.label()).chain([NO_AUTH]) {
             for result in ConnectResult::ALL {
                 inner.connects.with_label_values(&[TRANSPORT, auth, result.label()]);
@@ -323,21 +311,6 @@ impl Metrics {
     /// A probe came back.
     pub fn probe(&self, took: Duration) {
         self.0.probe_duration.observe(took.as_secs_f64());
-    }
-
-    /// Messages went nowhere.
-    pub fn dropped(&self, reason: DropReason, count: u64) {
-        self.0.dropped.with_label_values(&[reason.label()]).inc_by(count);
-    }
-
-    /// Messages of clients went to the inbound stream.
-    pub fn forwarded(&self, count: u64) {
-        self.0.forwarded.inc_by(count);
-    }
-
-    /// So many entries of the publish stream wait.
-    pub fn publish_backlog(&self, entries: u64) {
-        self.0.publish_backlog.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
     /// A credential was checked.

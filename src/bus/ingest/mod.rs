@@ -1,4 +1,4 @@
-//! Events that back ends write to a stream instead of POSTing them.
+//! Events that back ends write to a stream instead of sending requests.
 //!
 //! One replica at a time reads the stream, under a lease, so that events leave it in the order in
 //! which they came. It goes on where the last one stopped: entries are taken in the name of all
