@@ -24,7 +24,7 @@ const RENEWAL: Duration = Duration::from_secs(5);
 /// A connection's place in the registry.
 pub struct Registration {
     shard: Rc<Shard>,
-    key: usize,
+    pub(super) key: usize,
 }
 
 impl Registration {

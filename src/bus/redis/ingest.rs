@@ -66,7 +66,7 @@ impl Redis {
     pub fn ingest(&self, prefix: &str, max_messages: usize, replica: &str) -> RedisIngest {
         let links = Arc::clone(&self.links);
         let wait = links.command_timeout / 2;
-        let check = Check::Write(format!("{prefix}probe"));
+        let check = Check::Write(format!("{prefix}probe"), None);
         RedisIngest {
             commands: Arc::clone(&self.commands),
             reads: Commands::start(links, 1, Role::PublishStream, check),

@@ -113,7 +113,7 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
         recent: Arc::clone(&recent),
         server: Arc::clone(&server),
     };
-    let check = Check::Write(names.key("probe"), setup);
+    let check = Check::Write(names.key("probe"), Some(setup));
     let commands = Commands::start(Arc::clone(&links), settings.inflight, Role::Publisher, check);
     let commands = Arc::new(commands);
     let subscribed = Up::default();
