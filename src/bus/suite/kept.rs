@@ -242,9 +242,8 @@ promises! {
         assert!(matches!(bus.store.take_seat(wish).await.unwrap(), Taken::Seat { .. }));
         assert_eq!(bus.done(asked(&["q", "r"])).await.online, Some(true));
         assert_eq!(bus.done(asked(&[])).await.online, Some(true), "it is not known who lives");
-        if bus.is_shared {
-            assert_eq!(bus.done(asked(&["q"])).await.online, Some(false));
-        }
+        // Its replica held a lease when it took the seat, a moment ago; the list may be older.
+        assert_eq!(bus.done(asked(&["q"])).await.online, Some(true));
         let group = Channel::Group(Group::new("g").unwrap());
         assert_eq!(bus.done(Post { to: group, ..asked(&["r"]) }).await.online, None);
     }
