@@ -14,6 +14,9 @@ use crate::event::{CloseCause, Cursor, Group, Position, Tag};
 
 /// Room for the longest header of a server frame: two bytes and a 64-bit length.
 const HEADER_BYTES: usize = 10;
+/// A browser's EventSource always comes back from the end of a stream. Where it should stay away, it
+/// is asked to do so in a day.
+const STAY_AWAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// One or more encoded WebSocket frames, ready for the socket. Cloning shares the bytes.
 #[derive(Clone, Debug)]
@@ -22,6 +25,7 @@ pub struct Frame {
     received: Option<Instant>,
     mark: Option<Mark>,
     cursor: Option<Arc<Cursor>>,
+    retry_ms: Option<u64>,
 }
 
 /// Where a client stands in a channel once it has a frame: SSE writes it into the `id:` line.
@@ -35,7 +39,7 @@ pub struct Mark {
 
 impl Frame {
     fn plain(wire: BytesMut) -> Self {
-        Self { wire: wire.freeze(), received: None, mark: None, cursor: None }
+        Self { wire: wire.freeze(), received: None, mark: None, cursor: None, retry_ms: None }
     }
 
     /// A text frame with this JSON.
@@ -68,6 +72,13 @@ impl Frame {
     #[must_use]
     pub fn cursor(&self) -> Option<&Cursor> {
         self.cursor.as_deref()
+    }
+
+    /// When its client is to come back, in milliseconds; only a goodbye says so. SSE writes it into
+    /// the `retry:` line.
+    #[must_use]
+    pub fn retry_ms(&self) -> Option<u64> {
+        self.retry_ms
     }
 
     /// Nothing for this client under this id, so that the chain holds for everyone.
@@ -272,8 +283,9 @@ pub fn farewell(
     detail: Option<&str>,
 ) -> [Frame; 2] {
     let reason = truncate(detail.unwrap_or_else(|| cause.label()), 123);
-    let goodbye = Notice::Goodbye { code: cause.code(), reason, retry_after_ms };
-    [goodbye.frame(), Frame::close(cause.code(), reason)]
+    let goodbye = Notice::Goodbye { code: cause.code(), reason, retry_after_ms }.frame();
+    let retry_ms = Some(retry_after_ms.unwrap_or(STAY_AWAY_MS));
+    [Frame { retry_ms, ..goodbye }, Frame::close(cause.code(), reason)]
 }
 
 #[cfg(test)]
@@ -319,5 +331,14 @@ mod tests {
             br#"{"type":"belfry.goodbye","code":1012,"reason":"restart","retry_after_ms":1500}"#
         );
         assert_eq!(close.into_wire()[0], 0x88);
+    }
+
+    #[test]
+    fn only_a_goodbye_says_when_to_come_back() {
+        let [goodbye, close] = farewell(CloseCause::Restart, Some(1500), None);
+        assert_eq!((goodbye.retry_ms(), close.retry_ms()), (Some(1500), None));
+        let [goodbye, _] = farewell(CloseCause::Revoked, None, None);
+        assert_eq!(goodbye.retry_ms(), Some(STAY_AWAY_MS));
+        assert_eq!(Frame::heartbeat().retry_ms(), None);
     }
 }

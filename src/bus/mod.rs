@@ -184,6 +184,11 @@ pub trait Publisher: control::Control + Send + Sync {
     /// Whether publishing is tried at all. While it is not, [`publish`](Self::publish) refuses at
     /// once, and new connections had better be refused too: they would hear nothing.
     fn is_up(&self) -> bool;
+
+    /// What an operator should change about the broker, though it works.
+    fn warning(&self) -> Option<String> {
+        None
+    }
 }
 
 /// What a feed yields.

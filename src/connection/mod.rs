@@ -36,6 +36,7 @@ mod guard;
 mod message;
 mod replay;
 pub mod session;
+pub mod sse;
 pub mod websocket;
 
 pub use flood::Allowance;
@@ -47,6 +48,9 @@ use session::{Session, Step};
 
 /// How long a peer has to answer a close and to read what is left, before it is reset.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// When a client that does not speak comes back with a new credential.
+const RENEWED: Duration = Duration::from_secs(1);
 
 /// Each renewal costs a signature and a question to Redis: a connection has one a second.
 const RENEWALS: Duration = Duration::from_secs(1);
@@ -74,6 +78,10 @@ pub enum Received {
 
 /// The incoming side of a transport.
 pub trait Inbound {
+    /// Whether the client can say anything once it is connected. One that cannot is asked for no
+    /// sign of life, and its answer to a close is not waited for.
+    const SPEAKS: bool = true;
+
     /// The next thing the client sent; `None` when nothing more can come. Cancel safe.
     fn next(&mut self) -> impl Future<Output = Option<Received>>;
 }
@@ -176,6 +184,9 @@ impl<I: Inbound> Connection<I> {
         live.catch_up(resumes);
         live.plan_recheck();
         live.session.expires(moment(live.principal.expires));
+        if !I::SPEAKS {
+            live.session.expects_nothing();
+        }
         let end = live.run(&mut inbound, &timer).await;
         // Out of the registry before the farewell: nothing is delivered after it.
         drop(live);
@@ -501,13 +512,14 @@ enum Next {
 
 /// Says goodbye, waits for the peer's own close or its end, and sees to it that the socket goes
 /// whatever the peer does.
-async fn part(end: End, inbound: &mut impl Inbound, outbox: &Outbox, link: &Link) {
+async fn part<I: Inbound>(end: End, inbound: &mut I, outbox: &Outbox, link: &Link) {
     let deadline = Instant::now() + FAREWELL;
     let answered = match &end {
         End::Ours(CloseCause::Gone, _) => true,
         End::Ours(cause, detail) => {
             let slow = *cause == CloseCause::SlowConsumer;
-            let last = frame::farewell(*cause, retry_after(*cause), detail.as_deref());
+            let retry_after = retry_after(*cause, I::SPEAKS);
+            let last = frame::farewell(*cause, retry_after, detail.as_deref());
             outbox.finish(last, slow);
             false
         }
@@ -520,8 +532,11 @@ async fn part(end: End, inbound: &mut impl Inbound, outbox: &Outbox, link: &Link
             true
         }
     };
-    let ended =
-        if answered { Ended::Closed } else { closed_by_peer(inbound, outbox, deadline).await };
+    let ended = match answered {
+        true => Ended::Closed,
+        false if !I::SPEAKS => Ended::Mute,
+        false => closed_by_peer(inbound, outbox, deadline).await,
+    };
     match ended {
         Ended::Closed => {
             outbox.end();
@@ -529,10 +544,18 @@ async fn part(end: End, inbound: &mut impl Inbound, outbox: &Outbox, link: &Link
         }
         // The peer may still be sending. Closing over unread input would reset the connection and
         // the peer never see the code, so actix reads and discards for a while before it closes.
-        Ended::Faulted => outbox.end(),
+        // Nor may the socket end before all is handed to it, which only the end of the body tells.
+        Ended::Faulted | Ended::Mute => outbox.end(),
         Ended::Silent => link.reset(),
     }
-    let gone = async { while outbox.signalled().await != Signal::Gone {} };
+    let gone = async {
+        if I::SPEAKS {
+            while outbox.signalled().await != Signal::Gone {}
+        } else {
+            // A body that has ended is gone, and its last bytes may still wait for the peer.
+            link.closed().await;
+        }
+    };
     if tokio::time::timeout_at(deadline, gone).await.is_err() {
         link.reset();
     }
@@ -544,6 +567,8 @@ enum Ended {
     Closed,
     /// What it sends cannot be understood (any more).
     Faulted,
+    /// It cannot answer.
+    Mute,
     /// Neither in time.
     Silent,
 }
@@ -567,12 +592,16 @@ async fn closed_by_peer(inbound: &mut impl Inbound, outbox: &Outbox, deadline: I
     tokio::time::timeout_at(deadline, closed).await.unwrap_or(Ended::Silent)
 }
 
-/// When to come back, spread over half to one and a half of the advice.
-fn retry_after(cause: CloseCause) -> Option<u64> {
-    match cause.advice() {
-        Advice::Return(middle) => Some(millis(middle.mul_f64(rand::rng().random_range(0.5..1.5)))),
-        Advice::Renew | Advice::Stay => None,
-    }
+/// When to come back, spread over half to one and a half of the advice. A client that does not speak
+/// is told no more than this: it comes back with the credential that it has by then, and the answer
+/// to its request says whether that holds.
+fn retry_after(cause: CloseCause, speaks: bool) -> Option<u64> {
+    let middle = match cause.advice() {
+        Advice::Return(middle) => middle,
+        Advice::Renew if !speaks => RENEWED,
+        Advice::Renew | Advice::Stay => return None,
+    };
+    Some(millis(middle.mul_f64(rand::rng().random_range(0.5..1.5))))
 }
 
 /// A time of day as a moment of the clock that timers use; `None` when there is no end, or none

@@ -151,6 +151,12 @@ impl Cursor {
         self.0.iter().find(|(known, _)| known == tag).map(|(_, at)| *at)
     }
 
+    /// Whether it names no channel.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Sets the position of a channel.
     pub fn set(&mut self, tag: Tag, at: Position) {
         match self.entry(&tag) {

@@ -1,6 +1,7 @@
 //! Routes, and what both listeners answer alike.
 
 mod admission;
+mod arrival;
 mod batch;
 pub mod body;
 mod cloudevents;
@@ -14,8 +15,10 @@ mod percent;
 mod posting;
 pub mod problem;
 pub mod public;
+mod refusal;
 mod request;
 pub mod server;
+mod sse;
 mod stats;
 mod tickets;
 mod upgrade;

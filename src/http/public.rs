@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     logout::{self, Logouts},
-    not_found, tickets, upgrade, wrong_method,
+    not_found, sse, tickets, upgrade, wrong_method,
 };
 use crate::{
     auth::{Authenticator, origin::Origins},
@@ -77,6 +77,12 @@ pub fn routes(base_path: &str, config: &mut web::ServiceConfig) {
             web::resource(format!("{base_path}/ws/notifications"))
                 .route(web::get().to(upgrade::notifications))
                 .default_service(wrong_method("GET")),
+        )
+        .service(
+            web::resource(format!("{base_path}/sse/notifications"))
+                .route(web::get().to(sse::notifications))
+                .route(web::method(Method::OPTIONS).to(sse::preflight))
+                .default_service(wrong_method("GET, OPTIONS")),
         )
         .service(
             web::resource(format!("{base_path}/ws/tickets"))

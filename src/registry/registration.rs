@@ -163,7 +163,7 @@ impl Drop for Registration {
             if shard.registry.0.users.remove(shard.hash(&entry.member.user)) {
                 shard.registry.0.metrics.users(-1);
             }
-            shard.registry.0.metrics.connections(-1);
+            shard.registry.0.metrics.connections(entry.member.transport, -1);
         }
         if state.connections.is_empty() {
             // A crowd has left; its memory goes with it.

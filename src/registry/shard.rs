@@ -27,7 +27,7 @@ use crate::{
     frame::Notice,
     lifecycle::Guard,
     outbox::{Outbox, Push},
-    telemetry::WorkerMetrics,
+    telemetry::{Transport, WorkerMetrics},
     throttle::Throttle,
 };
 
@@ -62,6 +62,8 @@ pub struct Member {
     pub session: Option<SessionKey>,
     /// When its handshake began.
     pub made: SystemTime,
+    /// How it came.
+    pub transport: Transport,
 }
 
 /// See [the module](super). Lives on one thread, in an `Rc`.
@@ -174,7 +176,7 @@ impl Shard {
         let interest = self.registry.slot(&Channel::User(user.clone()));
         self.count(interest, true);
         let mut state = self.state.borrow_mut();
-        let Member { id, session, .. } = member;
+        let Member { id, session, transport, .. } = member;
         let key = state.connections.insert(Entry {
             outbox,
             member,
@@ -191,7 +193,7 @@ impl Shard {
         if self.registry.0.users.add(self.hash(&user)) {
             self.registry.0.metrics.users(1);
         }
-        self.registry.0.metrics.connections(1);
+        self.registry.0.metrics.connections(transport, 1);
         let registration = Registration::new(Rc::clone(self), key);
         registration.enter(groups, starts);
         registration
@@ -324,7 +326,7 @@ impl Shard {
         let mut count = 0;
         let state = self.state.borrow();
         for entry in state.named(&order.subject) {
-            let Member { id, user, session, made } = &entry.member;
+            let Member { id, user, session, made, .. } = &entry.member;
             if order.concerns(*id, user, *session) && (!late || order.reaches(*made)) {
                 entry.outbox.request_close(order.cause);
                 count += 1;

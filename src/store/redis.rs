@@ -2,14 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use fred::interfaces::{KeysInterface, LuaInterface};
+use fred::interfaces::KeysInterface;
 use fred::types::{Expiration, FromValue, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{Claim, Store};
 use crate::bus::{
     BusError,
-    redis::{Names, commands::Commands},
+    redis::{Names, commands::Commands, eval},
 };
 
 mod replicas;
@@ -61,7 +61,8 @@ impl RedisStore {
         arguments: Vec<String>,
     ) -> Result<T, BusError> {
         let turn = self.commands.turn(1).await?;
-        turn.run(|client| async move { client.eval(script, key, arguments).await }).await
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        turn.run(|client| eval(client, script, vec![key], arguments)).await
     }
 
     async fn eval(
@@ -72,7 +73,8 @@ impl RedisStore {
     ) -> Result<Option<String>, BusError> {
         let key = format!("{}{key}", self.prefix);
         let turn = self.commands.turn(1).await?;
-        turn.run(|client| async move { client.eval(script, key, arguments).await }).await
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        turn.run(|client| eval(client, script, vec![key], arguments)).await
     }
 }
 

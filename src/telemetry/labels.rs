@@ -50,6 +50,29 @@ impl DropReason {
     }
 }
 
+/// How a browser is connected: the label `transport`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// `GET /ws/notifications`
+    WebSocket,
+    /// `GET /sse/notifications`: Server-Sent Events.
+    Sse,
+}
+
+impl Transport {
+    /// Both of them.
+    pub(super) const ALL: [Self; 2] = [Self::WebSocket, Self::Sse];
+
+    /// The word in metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Sse => "sse",
+        }
+    }
+}
+
 /// What became of an attempt to connect: `connects_total{result}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectResult {

@@ -9,7 +9,7 @@ use prometheus::{
 };
 
 use super::{
-    labels::{self, ConnectResult, DropReason, JwksRefresh, Role, Target},
+    labels::{self, ConnectResult, DropReason, JwksRefresh, Role, Target, Transport},
     worker::{Shared, WorkerMetrics},
 };
 use crate::{
@@ -24,8 +24,6 @@ const LATENCY_BUCKETS: &[f64] = &[
 ];
 /// Seconds that a credential check takes, from ten microseconds.
 const AUTH_BUCKETS: &[f64] = &[0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.025, 0.1, 1.0];
-/// The transport of a connection, as a label.
-const TRANSPORT: &str = "websocket";
 /// The label for a request that came without a credential.
 const NO_AUTH: &str = "none";
 
@@ -213,7 +211,9 @@ impl Metrics {
     /// Makes every series of the closed sets.
     fn touch(&self) {
         let inner = &*self.0;
-        inner.connections.with_label_values(&[TRANSPORT]);
+        for transport in Transport::ALL {
+            inner.connections.with_label_values(&[transport.label()]);
+        }
         for role in [Role::Publisher, Role::Subscriber] {
             inner.redis_up.with_label_values(&[role.label()]);
         }
@@ -235,8 +235,11 @@ impl Metrics {
             inner.dropped.with_label_values(&[reason.label()]);
         }
         for auth in Method::ALL.iter().map(|method| method.label()).chain([NO_AUTH]) {
-            for result in ConnectResult::ALL {
-                inner.connects.with_label_values(&[TRANSPORT, auth, result.label()]);
+            for (transport, result) in Transport::ALL
+                .into_iter()
+                .flat_map(|transport| ConnectResult::ALL.map(|result| (transport, result)))
+            {
+                inner.connects.with_label_values(&[transport.label(), auth, result.label()]);
             }
         }
         for method in Method::ALL {
@@ -258,8 +261,8 @@ impl Metrics {
     }
 
     /// A connection began (+1) or ended (−1).
-    pub fn connections(&self, change: i64) {
-        self.0.connections.with_label_values(&[TRANSPORT]).add(change);
+    pub fn connections(&self, transport: Transport, change: i64) {
+        self.0.connections.with_label_values(&[transport.label()]).add(change);
     }
 
     /// A user's first connection here began (+1), or the last ended (−1).
@@ -268,9 +271,9 @@ impl Metrics {
     }
 
     /// An attempt to connect was answered. `None`: it bore no credential.
-    pub fn connect(&self, auth: Option<Method>, result: ConnectResult) {
+    pub fn connect(&self, transport: Transport, auth: Option<Method>, result: ConnectResult) {
         let auth = auth.map_or(NO_AUTH, Method::label);
-        self.0.connects.with_label_values(&[TRANSPORT, auth, result.label()]).inc();
+        self.0.connects.with_label_values(&[transport.label(), auth, result.label()]).inc();
     }
 
     /// A connection ended.
@@ -408,6 +411,7 @@ mod tests {
         assert!(content_type.starts_with("text/plain"));
         for name in [
             "belfry_connections{transport=\"websocket\"} 0",
+            "belfry_connections{transport=\"sse\"} 0",
             "belfry_connections_limit 7",
             "belfry_users 0",
             "belfry_connects_total{auth=\"none\",result=\"unauthorized\",transport=\"websocket\"} 0",

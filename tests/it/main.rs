@@ -45,5 +45,6 @@ mod redis;
 mod security;
 mod sessions;
 mod slow;
+mod sse_smoke;
 mod tickets;
 mod tls;

@@ -1,13 +1,17 @@
 //! [`History`] on Redis.
 
 use bytes::Bytes;
-use fred::interfaces::LuaInterface;
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::{RedisPublisher, publisher::millis, scripts::Call};
+use super::{
+    RedisPublisher,
+    calls::millis,
+    names::Keys,
+    scripts::{Call, eval},
+};
 use crate::{
     bus::{Ask, BusError, History, envelope},
-    event::{Channel, Position, UserId},
+    event::{Channel, UserId},
     history::Reading,
 };
 
@@ -21,19 +25,6 @@ redis.call('DEL', KEYS[1])
 return 1";
 
 impl RedisPublisher {
-    fn ask(&self, ask: &Ask) -> Call {
-        let keys = self.names.keys(&ask.channel);
-        // Nothing comes after the last place there is, and Redis calls the question an error.
-        let after = ask.after.filter(|after| *after < Position::new(u64::MAX, u64::MAX));
-        let arguments = vec![
-            after.map(|after| after.to_string()).unwrap_or_default().into(),
-            // One more shows whether there is more.
-            ask.most.saturating_add(1).min(1 << 30).to_string().into(),
-            millis(self.bounds.meta_ttl).into(),
-        ];
-        Call { keys: vec![keys.stream, keys.last, keys.epoch], arguments, whole: false }
-    }
-
     fn answer(&self, ask: &Ask, answer: Vec<Bytes>) -> Result<Reading, BusError> {
         let unreadable = || BusError::Away("a script's answer cannot be read".to_owned());
         let mut answer = answer.into_iter();
@@ -56,21 +47,24 @@ impl RedisPublisher {
             .filter_map(|message| envelope::kept(&ask.channel, &message))
             .collect();
         let more = usize::try_from(read).unwrap_or(usize::MAX) > ask.most && !kept.is_empty();
-        let meta_ttl = u64::try_from(self.bounds.meta_ttl.as_millis()).unwrap_or(u64::MAX);
-        let silent_since = epoch.max(now.saturating_sub(meta_ttl));
+        let meta_ttl = u64::try_from(self.calls.bounds.meta_ttl.as_millis()).unwrap_or(u64::MAX);
+        let silent_since = match self.server.is_forgetful() {
+            false => epoch.max(now.saturating_sub(meta_ttl)),
+            true => u64::MAX,
+        };
         Ok(Reading { kept, more, last, epoch, silent_since, now })
     }
 }
 
 impl History for RedisPublisher {
     fn keeps(&self) -> bool {
-        self.bounds.events > 0
+        self.calls.keeps()
     }
 
     fn read(&self, asks: Vec<Ask>) -> BoxFuture<'_, Result<Vec<Reading>, BusError>> {
         async move {
             let turn = self.commands.turn(asks.len()).await?;
-            let calls: Vec<Call> = asks.iter().map(|ask| self.ask(ask)).collect();
+            let calls: Vec<Call> = asks.iter().map(|ask| self.calls.read(ask)).collect();
             let answers = self.scripts.read.run::<Vec<Bytes>>(&turn, &calls).await;
             asks.iter().zip(answers).map(|(ask, answer)| self.answer(ask, answer?)).collect()
         }
@@ -79,15 +73,11 @@ impl History for RedisPublisher {
 
     fn erase<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Result<(), BusError>> {
         async move {
-            let keys = self.names.keys(&Channel::User(user.clone()));
+            let Keys { stream, last, .. } = self.calls.names.keys(&Channel::User(user.clone()));
             let turn = self.commands.turn(1).await?;
-            let keys = vec![keys.stream, keys.last];
-            let meta_ttl = millis(self.bounds.meta_ttl);
-            turn.run(|client| async move {
-                client.eval::<i64, _, _, _>(ERASE, keys, vec![meta_ttl]).await
-            })
-            .await
-            .map(drop)
+            let keys = vec![stream, last];
+            let meta_ttl = vec![millis(self.calls.bounds.meta_ttl).into()];
+            turn.run(|client| eval::<i64>(client, ERASE, keys, meta_ttl)).await.map(drop)
         }
         .boxed()
     }

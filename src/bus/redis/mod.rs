@@ -11,6 +11,7 @@ use std::sync::{
 
 use crate::{config, history::Bounds};
 
+mod calls;
 pub(crate) mod commands;
 mod control;
 mod feed;
@@ -18,19 +19,28 @@ mod history;
 mod keys;
 mod link;
 mod names;
+mod pipeline;
 mod publisher;
 mod quiet;
+mod recent;
 mod scripts;
+mod setup;
 mod slots;
 
 pub use feed::RedisFeed;
 pub(crate) use keys::Removals;
+#[cfg(test)]
+pub(crate) use names::COMMANDS;
 pub(crate) use names::Names;
 pub use publisher::RedisPublisher;
+pub(crate) use scripts::eval;
 
+use calls::Calls;
 use commands::{Check, Commands};
 use link::{LinkSettings, Role};
+use recent::Recent;
 use scripts::Scripts;
+use setup::{Server, Setup};
 
 /// The address of a Redis cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +97,17 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
         return Err(ConnectError(why.to_owned()));
     }
     let names = Arc::new(Names::new(&settings.prefix, cluster));
+    let calls = Arc::new(Calls { names: Arc::clone(&names), bounds });
     let scripts = Arc::new(Scripts::default());
-    let check = Check::Write(format!("{}probe", settings.prefix));
+    let recent = Arc::new(Recent::default());
+    let server = Arc::new(Server::default());
+    let setup = Setup {
+        calls: Arc::clone(&calls),
+        scripts: Arc::clone(&scripts),
+        recent: Arc::clone(&recent),
+        server: Arc::clone(&server),
+    };
+    let check = Check::Write(names.key("probe"), setup);
     let commands = Commands::start(Arc::clone(&links), settings.inflight, Role::Publisher, check);
     let commands = Arc::new(commands);
     let subscribed = Up::default();
@@ -96,9 +115,10 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
         feed: RedisFeed::start(links, Arc::clone(&names), subscribed.clone()),
         publisher: RedisPublisher {
             commands: Arc::clone(&commands),
-            names: Arc::clone(&names),
+            calls,
             scripts,
-            bounds,
+            recent,
+            server,
         },
         commands,
         names,

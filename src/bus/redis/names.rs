@@ -11,6 +11,12 @@ use crate::{
 /// character.
 const PROBE: &str = "\u{1}probe";
 
+/// The commands that Belfry uses on its own keys and channels, as an ACL rule.
+pub(crate) const COMMANDS: &str = "+ping +info +select +client|id +client|setname +subscribe \
+    +psubscribe +publish +eval +evalsha +script|load +time +get +set +getdel +del +exists +hmget \
+    +hset +expire +pexpire +pttl +xadd +xdel +xlen +xrange +xread +xrevrange +xtrim +zadd +zcard \
+    +zrange +zrangebyscore +zrem +zremrangebyrank +zremrangebyscore";
+
 /// The names of one deployment.
 #[derive(Debug)]
 pub(crate) struct Names {
@@ -36,7 +42,7 @@ pub(super) struct Keys {
 
 impl Names {
     /// Names under `prefix` (`redis.prefix`, which is free of pattern characters).
-    pub(super) fn new(prefix: &str, cluster: bool) -> Self {
+    pub(crate) fn new(prefix: &str, cluster: bool) -> Self {
         Self {
             prefix: prefix.to_owned(),
             user: format!("{prefix}user:"),
@@ -88,6 +94,16 @@ impl Names {
     pub(crate) fn seats(&self, user: &UserId) -> String {
         let stream = format!("{}{}", self.user, user.as_str());
         self.beside(&stream, "seats", user.as_str())
+    }
+
+    /// As [`idempotency`](Self::idempotency), for probes.
+    pub(super) fn probe_idempotency(&self, stream: &str) -> String {
+        self.idempotency(stream, PROBE)
+    }
+
+    /// As [`seats`](Self::seats), for probes.
+    pub(super) fn probe_seats(&self, stream: &str) -> String {
+        self.beside(stream, "seats", PROBE)
     }
 
     /// `<prefix><kind>:<name>`, in the slot of a stream.
@@ -148,10 +164,11 @@ impl Names {
 
     /// The ACL rule that a Redis user needs. Redis compares a pattern with the patterns of the
     /// rule letter by letter, so a wider one does not cover it (redis.io, ACL).
-    pub(super) fn acl_hint(&self) -> String {
+    pub(crate) fn acl_hint(&self) -> String {
         let [user, group] = self.patterns();
         let [broadcast, control] = self.exact();
-        format!("&{user} &{group} &{broadcast} &{control} +psubscribe +subscribe +ping")
+        let prefix = &self.prefix;
+        format!("~{prefix}* &{user} &{group} &{broadcast} &{control} {COMMANDS}")
     }
 }
 

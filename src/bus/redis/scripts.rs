@@ -9,12 +9,12 @@ use std::future::Future;
 use fred::{
     clients::{Client, WithOptions},
     error::Error,
-    interfaces::LuaInterface,
-    types::{FromValue, Value},
-    util::sha1_hash,
+    interfaces::ClientLike,
+    types::{CustomCommand, FromValue, Value},
+    util::{redis_keyslot, sha1_hash},
 };
 
-use super::commands::{Turn, pipelined};
+use super::{commands::Turn, pipeline::pipelined};
 use crate::bus::BusError;
 
 /// All of them.
@@ -24,6 +24,8 @@ pub(super) struct Scripts {
     pub(super) publish: Script,
     /// Reads what a channel keeps.
     pub(super) read: Script,
+    /// Puts an event back.
+    pub(super) restore: Script,
 }
 
 /// One script.
@@ -48,6 +50,7 @@ impl Default for Scripts {
         Self {
             publish: Script::new(include_str!("publish.lua")),
             read: Script::new(include_str!("read.lua")),
+            restore: Script::new(include_str!("restore.lua")),
         }
     }
 }
@@ -57,9 +60,11 @@ impl Script {
         Self { text, hash: sha1_hash(text) }
     }
 
-    /// Shows it to the server, or to all of a cluster.
-    pub(super) async fn load(&self, client: &WithOptions<Client>) -> Result<(), Error> {
-        client.script_load_cluster::<Value, _>(self.text).await.map(drop)
+    /// Shows it to a server.
+    pub(super) async fn load(&self, client: WithOptions<Client>) -> Result<(), Error> {
+        let words: Vec<Value> = vec!["LOAD".into(), self.text.into()];
+        let command = CustomCommand::new_static("SCRIPT", None, false);
+        client.custom::<Value, _>(command, words).await.map(drop)
     }
 
     /// Runs all, sent in their order before any is answered. The answers stand in that order, each
@@ -85,23 +90,48 @@ impl Script {
         answers
     }
 
-    fn once<'a, T: FromValue>(
+    fn once<'a, T: FromValue + 'a>(
         &'a self,
         turn: &'a Turn<'_>,
         Call { keys, arguments, .. }: Call,
         whole: bool,
-    ) -> impl Future<Output = Result<T, BusError>> + Send + 'a
-    where
-        T: 'a,
-    {
+    ) -> impl Future<Output = Result<T, BusError>> + Send + 'a {
         turn.run(move |client| async move {
-            if whole {
-                client.eval(self.text, keys, arguments).await
+            let (command, script) = if whole {
+                ("EVAL", self.text.into())
             } else {
-                client.evalsha(self.hash.as_str(), keys, arguments).await
-            }
+                ("EVALSHA", self.hash.clone().into())
+            };
+            evaluate(&client, command, script, keys, arguments).await
         })
     }
+}
+
+/// Runs a script that runs seldom, with its text.
+pub(crate) async fn eval<T: FromValue>(
+    client: WithOptions<Client>,
+    script: &'static str,
+    keys: Vec<String>,
+    arguments: Vec<Value>,
+) -> Result<T, Error> {
+    evaluate(&client, "EVAL", script.into(), keys, arguments).await
+}
+
+/// Not by fred's own `eval`: with that the options of the client are not applied, so it would wait
+/// for a connection that does not stand.
+async fn evaluate<T: FromValue>(
+    client: &WithOptions<Client>,
+    command: &'static str,
+    script: Value,
+    keys: Vec<String>,
+    arguments: Vec<Value>,
+) -> Result<T, Error> {
+    let slot = keys.first().map(|key| redis_keyslot(key.as_bytes()));
+    let command = CustomCommand::new_static(command, slot, false);
+    let mut words = vec![script, keys.len().try_into()?];
+    words.extend(keys.into_iter().map(Value::from));
+    words.extend(arguments);
+    client.custom(command, words).await
 }
 
 fn is_unknown(error: &BusError) -> bool {

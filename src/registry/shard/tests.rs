@@ -8,7 +8,7 @@ use crate::{
     lifecycle::Vital,
     outbox::{Bounds, Signal},
     registry::tracks::Tracks,
-    telemetry::Metrics,
+    telemetry::{Metrics, Transport},
 };
 
 const KEEPING: history::Bounds = history::Bounds {
@@ -46,6 +46,7 @@ fn client(limit: usize) -> Client {
         user: UserId::new("alice").unwrap(),
         session: None,
         made: SystemTime::now(),
+        transport: Transport::WebSocket,
     };
     let starts = [Channel::User(member.user.clone()), Channel::Broadcast].map(|channel| {
         let hold = tracks.hold(&channel);
@@ -113,6 +114,7 @@ fn register(shard: &Rc<Shard>, session: &str) -> (Rc<Outbox>, Registration) {
         user: UserId::new("alice").unwrap(),
         session: Some(SessionKey::of(session)),
         made: SystemTime::now(),
+        transport: Transport::WebSocket,
     };
     let registration = shard.register(member, Box::default(), Vec::new(), Rc::clone(&outbox));
     (outbox, registration)
@@ -327,6 +329,7 @@ fn replacements_push_no_order_out() {
             user: UserId::new("alice").unwrap(),
             session: Some(SessionKey::of("s")),
             made: SystemTime::now(),
+            transport: Transport::WebSocket,
         };
         shard.order(about(Subject::Session(SessionKey::of("s")), CloseCause::Revoked), false);
         for _ in 0..2 * ORDERS {
