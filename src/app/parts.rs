@@ -16,6 +16,8 @@ use crate::{
     },
     bus::{
         Feed, History, Publisher,
+        inbound::{self, Inbound, Outlet, Pump},
+        ingest::{Entry, Ingest, Job, Reader},
         memory::{Capacity, MemoryBus},
         orders::{self, Ear, Executor, Orders},
         redis,
@@ -26,7 +28,7 @@ use crate::{
     event::Subject,
     gate::Gate,
     history::Bounds as Keeping,
-    http::{internal, logout::Logouts, public, server::PublicServer},
+    http::{ingest, internal, logout::Logouts, public, server::PublicServer},
     lifecycle::{Lifecycle, Phase, Underway, Vital},
     outbox::Bounds,
     registry::{Registry, tracks::Tracks},
@@ -55,6 +57,10 @@ pub(super) struct Parts {
     pub(super) authenticator: Arc<Authenticator>,
     pub(super) keys: Arc<ApiKeys>,
     pub(super) seats: Arc<Seats>,
+    /// Where messages of clients go, if anywhere.
+    pub(super) outlet: Option<Outlet>,
+    /// The stream that back ends may write events to, if any.
+    pub(super) ingest: Option<Arc<dyn Ingest>>,
     health: Arc<Health>,
     publisher: Arc<dyn Publisher>,
     history: Arc<dyn History>,
@@ -72,6 +78,8 @@ pub(super) struct Actors {
     pub(super) keeper: Keeper,
     /// `None` where no cookie is accepted.
     pub(super) endings: Option<Box<dyn Endings>>,
+    /// `None` where messages of clients go nowhere.
+    pub(super) pump: Option<Pump>,
 }
 
 /// Makes everything that needs no port.
@@ -80,9 +88,12 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
     let tracks = Tracks::new(keeping(config));
     let limit = config.limits.connections;
     let registry = Registry::new(limit, Arc::clone(&tracks), metrics.clone(), vital.clone());
-    let Broker { publisher, history, feed, store } = broker(config)?;
-    let (authenticator, endings) = authenticator(config, &store, &metrics)?;
     let replica = uuid::Uuid::now_v7().simple().to_string();
+    let Broker { publisher, history, feed, store, inbound, ingest } = broker(config, &replica)?;
+    let (outlet, pump) = inbound
+        .map(|stream| inbound::queue(config.limits.inbound_bytes, stream, metrics.clone()))
+        .unzip();
+    let (authenticator, endings) = authenticator(config, &store, &metrics)?;
     let (orders, executor, ear) = orders::road(
         &replica,
         Arc::clone(&publisher),
@@ -122,6 +133,8 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         authenticator,
         keys: Arc::new(ApiKeys::new(config.api.keys.clone())),
         seats,
+        outlet,
+        ingest,
         health,
         publisher,
         history,
@@ -130,7 +143,7 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         orders,
         logouts,
     };
-    Ok((parts, Actors { feed, ear, executor, keeper, endings }))
+    Ok((parts, Actors { feed, ear, executor, keeper, endings, pump }))
 }
 
 impl Parts {
@@ -168,6 +181,7 @@ impl Parts {
                     bytes: config.limits.queue_bytes,
                 },
                 inbound_bytes: config.limits.inbound_bytes,
+                outlet: self.outlet.clone(),
                 replays: Arc::clone(&self.replays),
                 metrics: self.metrics.clone(),
             }),
@@ -194,6 +208,16 @@ impl Parts {
             logouts: Arc::clone(&self.logouts),
             metrics: self.metrics.clone(),
         })
+    }
+
+    /// The actor that publishes what back ends write to a stream, if they may.
+    pub(super) fn reader(
+        &self,
+        state: web::Data<internal::State>,
+    ) -> Option<Reader<impl Fn(&Entry) -> Result<Job, String> + use<>>> {
+        let stream = Arc::clone(self.ingest.as_ref()?);
+        let parse = move |entry: &Entry| ingest::job(&state, entry);
+        Some(Reader::new(stream, Arc::clone(&self.publisher), parse, self.metrics.clone()))
     }
 
     /// The actor that owns this replica's subscription.
@@ -244,6 +268,8 @@ struct Broker {
     history: Arc<dyn History>,
     feed: Box<dyn Feed>,
     store: Arc<dyn Store>,
+    inbound: Option<Arc<dyn Inbound>>,
+    ingest: Option<Arc<dyn Ingest>>,
 }
 
 fn keeping(config: &Config) -> Keeping {
@@ -251,21 +277,30 @@ fn keeping(config: &Config) -> Keeping {
     Keeping { events, bytes, ttl, meta_ttl }
 }
 
-fn broker(config: &Config) -> Result<Broker, StartError> {
+fn broker(config: &Config, replica: &str) -> Result<Broker, StartError> {
     let bounds = keeping(config);
     let Some(settings) = &config.redis else {
         let store = Arc::new(MemoryStore::default());
         let (publisher, feed) = MemoryBus::new(Capacity::default(), bounds, Arc::clone(&store));
         let publisher = Arc::new(publisher);
         let history = Arc::clone(&publisher);
-        return Ok(Broker { publisher, history, feed: Box::new(feed), store });
+        // Streams are Redis's; the configuration sees to it that none is asked for.
+        let (inbound, ingest) = (None, None);
+        return Ok(Broker { publisher, history, feed: Box::new(feed), store, inbound, ingest });
     };
     let redis = redis::connect(settings, bounds)
         .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
+    let prefix = &settings.prefix;
+    let inbound = config
+        .inbound
+        .map(|stream| Arc::new(redis.inbound(prefix, stream.max_messages)) as Arc<dyn Inbound>);
+    let ingest = config.publish_stream.map(|stream| {
+        Arc::new(redis.ingest(prefix, stream.max_messages, replica)) as Arc<dyn Ingest>
+    });
     let store = Arc::new(RedisStore::new(redis.commands, redis.names));
     let publisher = Arc::new(redis.publisher);
     let history = Arc::clone(&publisher);
-    Ok(Broker { publisher, history, feed: Box::new(redis.feed), store })
+    Ok(Broker { publisher, history, feed: Box::new(redis.feed), store, inbound, ingest })
 }
 
 /// Word of sessions that end; `None` where no cookie is accepted.

@@ -21,6 +21,8 @@ use crate::{
 
 pub mod control;
 pub mod envelope;
+pub mod inbound;
+pub mod ingest;
 pub mod memory;
 pub mod orders;
 mod receipt;

@@ -11,7 +11,7 @@ use super::{
     fault::Problem,
     gate, layers,
     reader::{Reader, quoted, quoted_list},
-    rules, secrets, tls,
+    rules, secrets, streams, tls,
 };
 
 pub use super::reader::Setting;
@@ -69,6 +69,8 @@ pub fn load_with_origins(sources: &Sources) -> Result<Loaded, Faults> {
         log: log(&mut reader),
         history: history(&mut reader),
         gate: gate::read(&mut reader),
+        inbound: streams::read(&mut reader, "inbound", has_redis),
+        publish_stream: streams::read(&mut reader, "publish_stream", has_redis),
     };
     across(&config, &mut reader);
     if reader.faults.is_empty() {

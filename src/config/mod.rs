@@ -17,6 +17,7 @@ mod reader;
 pub(crate) mod rules;
 pub mod secrets;
 pub mod show;
+pub mod streams;
 pub mod tls;
 pub mod units;
 mod unknown;
@@ -61,6 +62,10 @@ pub struct Config {
     pub history: History,
     /// How fast and how often clients may come.
     pub gate: gate::Gate,
+    /// `[inbound]`: where messages of clients go. `None`: nowhere.
+    pub inbound: Option<streams::Stream>,
+    /// `[publish_stream]`: where back ends may write events. `None`: nowhere.
+    pub publish_stream: Option<streams::Stream>,
 }
 
 /// `[public]`

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::{
     bus::{
         BusError,
+        inbound::Outlet,
         replays::{Replays, Since},
     },
     event::{Advice, Channel, CloseCause, Group, Principal},
@@ -122,6 +123,8 @@ pub struct Settings {
     pub metrics: Metrics,
     /// What a client may send; `None`: as much as it likes.
     pub inbound: Option<Allowance>,
+    /// Where messages of clients go; `None`: nowhere.
+    pub outlet: Option<Outlet>,
     /// Reads what connections missed.
     pub replays: Arc<Replays>,
 }
@@ -369,10 +372,23 @@ impl Live {
             ClientMessage::Token(None) => {
                 self.say(&Notice::RenewalFailed { reason: "invalid" }.frame());
             }
-            ClientMessage::Other => self.settings.metrics.dropped(DropReason::InboundUnread, 1),
+            ClientMessage::Reserved => self.settings.metrics.dropped(DropReason::InboundUnread, 1),
+            ClientMessage::Other => {
+                if let Err(reason) = self.forward(text) {
+                    self.settings.metrics.dropped(reason, 1);
+                }
+            }
             ClientMessage::Invalid => self.settings.metrics.dropped(DropReason::InboundInvalid, 1),
         }
         Next::Go
+    }
+
+    fn forward(&self, text: &[u8]) -> Result<(), DropReason> {
+        let id = self.registration.connection();
+        let (Some(outlet), Some(id)) = (&self.settings.outlet, id) else {
+            return Err(DropReason::InboundUnread);
+        };
+        outlet.send(&self.principal.user, id, text)
     }
 
     fn renew(&mut self, token: String) {

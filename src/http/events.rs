@@ -51,7 +51,7 @@ async fn accept(
 }
 
 /// A key is the caller's own, and per target (contract §5).
-fn once(key: &str, caller: &str, event: &request::Publish, body: &Bytes) -> Once {
+pub(super) fn once(key: &str, caller: &str, event: &request::Publish, body: &Bytes) -> Once {
     Once {
         key: Digest::new().add(caller).add(key).target(event).text(),
         fingerprint: Digest::new().add(body).text(),
@@ -66,12 +66,17 @@ fn once(key: &str, caller: &str, event: &request::Publish, body: &Bytes) -> Once
 pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
     let mut values = request.headers().get_all("idempotency-key");
     let (Some(value), more) = (values.next(), values.next()) else { return Ok(None) };
-    match value.to_str() {
-        Ok(key) if more.is_none() && (1..=KEY_CHARS).contains(&key.len()) => {
-            Ok(Some(key.to_owned()))
-        }
+    match legal_key(value.as_bytes()) {
+        Some(key) if more.is_none() => Ok(Some(key.to_owned())),
         _ => Err(Problem::new(Kind::BadRequest).detail(format!(
             "Idempotency-Key must stand once, with 1 to {KEY_CHARS} printable characters"
         ))),
     }
+}
+
+/// The text of an idempotency key, where it is one.
+pub(super) fn legal_key(key: &[u8]) -> Option<&str> {
+    let printable = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~');
+    let legal = (1..=KEY_CHARS).contains(&key.len()) && key.iter().all(printable);
+    std::str::from_utf8(key).ok().filter(|_| legal)
 }

@@ -8,6 +8,7 @@ mod cloudevents;
 mod cors;
 mod disconnect;
 pub mod events;
+pub mod ingest;
 pub mod internal;
 pub mod logout;
 pub mod ops;

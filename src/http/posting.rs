@@ -85,7 +85,11 @@ pub(super) async fn send(state: &State, wanted: Vec<Wanted>) -> Vec<Result<Answe
 }
 
 /// One post for each channel that the event goes to.
-fn prepare(state: &State, event: &Publish, once: Option<&Once>) -> Result<Vec<Post>, Problem> {
+pub(super) fn prepare(
+    state: &State,
+    event: &Publish,
+    once: Option<&Once>,
+) -> Result<Vec<Post>, Problem> {
     // A list of users is addressed without its exceptions, so they need not ride along.
     let except: &[_] = if event.target.names_users() { &[] } else { &event.except };
     let said =

@@ -185,6 +185,17 @@ impl Problem {
         self.kind.parts().0
     }
 
+    /// In one line of text, for a log: what is wrong, and up to five members at fault.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let (_, _, title) = self.kind.parts();
+        let mut told = self.detail.as_deref().unwrap_or(title).to_owned();
+        for Member { pointer, detail } in self.members.iter().take(5) {
+            told.extend(["; ", pointer, " ", detail]);
+        }
+        told
+    }
+
     fn body(&self) -> Body<'_> {
         let (status, name, title) = self.kind.parts();
         Body {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     auth::{Authenticator, origin::Origins},
-    bus::{replays::Replays, subscriber::Health},
+    bus::{inbound::Outlet, replays::Replays, subscriber::Health},
     config::Reject,
     connection::Settings,
     gate::Gate,
@@ -52,6 +52,8 @@ pub struct State {
     pub bounds: Bounds,
     /// Longest message from a client.
     pub inbound_bytes: usize,
+    /// Where messages of clients go; `None`: nowhere.
+    pub outlet: Option<Outlet>,
     /// What connections missed.
     pub replays: Arc<Replays>,
     /// What is counted.

@@ -243,6 +243,7 @@ fn worker(
             recheck,
             metrics,
             inbound,
+            outlet: state.outlet.clone(),
             replays: Arc::clone(&state.replays),
         }),
         state: Arc::clone(state),

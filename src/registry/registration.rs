@@ -12,7 +12,7 @@ use super::{
     shard::{Entry, Keys, Remembered, Shard, State, Word},
 };
 use crate::{
-    event::{Channel, Cursor, GapReason, Group, Position, SessionKey},
+    event::{Channel, ConnectionId, Cursor, GapReason, Group, Position, SessionKey},
     history::Kept,
     outbox::Push,
 };
@@ -24,12 +24,18 @@ const RENEWAL: Duration = Duration::from_secs(5);
 /// A connection's place in the registry.
 pub struct Registration {
     shard: Rc<Shard>,
-    key: usize,
+    pub(super) key: usize,
 }
 
 impl Registration {
     pub(super) fn new(shard: Rc<Shard>, key: usize) -> Self {
         Self { shard, key }
+    }
+
+    /// The connection that it is of; `None` once it was taken out.
+    #[must_use]
+    pub fn connection(&self) -> Option<ConnectionId> {
+        self.shard.state.borrow().connections.get(self.key).map(|entry| entry.member.id)
     }
 
     /// The lanes with which the connection begins.

@@ -9,13 +9,17 @@ use prometheus::{
 };
 
 use super::{
-    labels::{self, ConnectResult, DropReason, JwksRefresh, Role, Target, Transport},
+    labels::{self, ConnectResult, JwksRefresh, Role, Target, Transport},
     worker::{Shared, WorkerMetrics},
 };
 use crate::{
     config::Method,
     event::{CloseCause, GapReason, Subject},
 };
+
+mod messages;
+
+use messages::Messages;
 
 /// Seconds, from a tenth of a millisecond to ten seconds.
 const LATENCY_BUCKETS: &[f64] = &[
@@ -49,7 +53,7 @@ struct Inner {
     gaps: IntCounterVec,
     resumes: IntCounterVec,
     probe_duration: Histogram,
-    dropped: IntCounterVec,
+    messages: Messages,
     auth_duration: HistogramVec,
     jwks_refreshes: IntCounterVec,
     api_requests: IntCounterVec,
@@ -156,11 +160,7 @@ impl Metrics {
                 "redis_probe_duration_seconds",
                 "From publishing a probe to its return.",
             ),
-            dropped: make.counters(
-                "messages_dropped_total",
-                "Messages from clients or the bus that went nowhere.",
-                &["reason"],
-            ),
+            messages: Messages::new(&make),
             auth_duration: make.register(HistogramVec::new(auth, &["method"])),
             jwks_refreshes: make.counters(
                 "jwks_refreshes_total",
@@ -231,9 +231,7 @@ impl Metrics {
         for result in ["whole", "lost"] {
             inner.resumes.with_label_values(&[result]);
         }
-        for reason in DropReason::ALL {
-            inner.dropped.with_label_values(&[reason.label()]);
-        }
+        inner.messages.touch();
         for auth in Method::ALL.iter().map(|method| method.label()).chain([NO_AUTH]) {
             for (transport, result) in Transport::ALL
                 .into_iter()
@@ -317,11 +315,6 @@ impl Metrics {
     /// A probe came back.
     pub fn probe(&self, took: Duration) {
         self.0.probe_duration.observe(took.as_secs_f64());
-    }
-
-    /// Messages went nowhere.
-    pub fn dropped(&self, reason: DropReason, count: u64) {
-        self.0.dropped.with_label_values(&[reason.label()]).inc_by(count);
     }
 
     /// A credential was checked.

@@ -33,6 +33,8 @@ mod drain;
 mod gate;
 mod http_api;
 mod idempotency;
+mod inbound;
+mod ingest;
 mod jwt;
 mod kept;
 mod limits_user;

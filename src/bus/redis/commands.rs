@@ -68,8 +68,8 @@ struct Shared {
 #[derive(Debug)]
 pub(super) enum Check {
     /// The server takes writes: it is a master. The key never exists, and deleting it is a write
-    /// that stores nothing. Then it is set up for events.
-    Write(String, Setup),
+    /// that stores nothing. Then it is set up, where events go over it.
+    Write(String, Option<Setup>),
     /// The server answers; for connections that only read, which any replica will do for.
     Answer,
 }
@@ -321,7 +321,7 @@ async fn live(shared: &Shared, link: &mut Link, number: u64, quiet: &mut Quiet) 
             return reason;
         }
     }
-    if let Check::Write(_, setup) = &shared.check {
+    if let Check::Write(_, Some(setup)) = &shared.check {
         let turn = Turn {
             shared,
             current: shared.current.load_full(),

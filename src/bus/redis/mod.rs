@@ -16,6 +16,8 @@ pub(crate) mod commands;
 mod control;
 mod feed;
 mod history;
+mod inbound;
+mod ingest;
 mod keys;
 mod link;
 mod names;
@@ -28,6 +30,8 @@ mod setup;
 mod slots;
 
 pub use feed::RedisFeed;
+pub use inbound::RedisInbound;
+pub use ingest::RedisIngest;
 pub(crate) use keys::Removals;
 #[cfg(test)]
 pub(crate) use names::COMMANDS;
@@ -82,6 +86,8 @@ pub struct Redis {
     /// Whether the feed's subscription stands. The publisher's is
     /// [`Publisher::is_up`](super::Publisher::is_up).
     pub subscribed: Up,
+    /// What further connections are made from.
+    links: Arc<LinkSettings>,
 }
 
 /// Begins to connect, in the background and for ever: Redis may come later, and may go. Runs on
@@ -107,12 +113,12 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
         recent: Arc::clone(&recent),
         server: Arc::clone(&server),
     };
-    let check = Check::Write(names.key("probe"), setup);
+    let check = Check::Write(names.key("probe"), Some(setup));
     let commands = Commands::start(Arc::clone(&links), settings.inflight, Role::Publisher, check);
     let commands = Arc::new(commands);
     let subscribed = Up::default();
     Ok(Redis {
-        feed: RedisFeed::start(links, Arc::clone(&names), subscribed.clone()),
+        feed: RedisFeed::start(Arc::clone(&links), Arc::clone(&names), subscribed.clone()),
         publisher: RedisPublisher {
             commands: Arc::clone(&commands),
             calls,
@@ -123,6 +129,7 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
         commands,
         names,
         subscribed,
+        links,
     })
 }
 

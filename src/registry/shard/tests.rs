@@ -271,7 +271,7 @@ fn an_order_finds_its_connections_by_what_it_names() {
         let user = about(Subject::User(UserId::new("alice").unwrap()), CloseCause::Revoked);
         assert_eq!(shard.order(session("s"), false), 2);
         assert_eq!(shard.order(Arc::clone(&one), false), 1);
-        second.update(Some(SessionKey::of("t")), Box::default());
+        second.update(Some(SessionKey::of("t")), Box::default(), Vec::new());
         assert_eq!(shard.order(session("s"), false), 1);
         assert_eq!(shard.order(session("t"), false), 1);
         drop(first);
@@ -293,6 +293,7 @@ fn a_stuck_worker_holds_up_no_other() {
             interest: Interest::new(),
             waiting: std::sync::atomic::AtomicUsize::new(0),
             lagged: std::sync::atomic::AtomicBool::new(false),
+            lagged_unkept: std::sync::atomic::AtomicBool::new(false),
         });
         registry.0.shards.store(Arc::new(vec![Arc::new(super::super::ShardHandle {
             mailbox: mailbox.clone(),
@@ -343,11 +344,12 @@ fn replacements_push_no_order_out() {
             let member = Member { id, session: None, ..member.clone() };
             shard.order(about(Subject::Connection(id), CloseCause::Replaced), false);
             let outbox = Outbox::new(Bounds { frames: 8, bytes: 1024 }, Rc::clone(shard.metrics()));
-            let registration = shard.register(member, Box::default(), Rc::clone(&outbox));
+            let registration =
+                shard.register(member, Box::default(), Vec::new(), Rc::clone(&outbox));
             (outbox, registration)
         };
         assert_eq!(told(&late).await, Some(Signal::Close(CloseCause::Replaced)));
-        let _registered = shard.register(member, Box::default(), Rc::clone(&outbox));
+        let _registered = shard.register(member, Box::default(), Vec::new(), Rc::clone(&outbox));
         assert_eq!(told(&outbox).await, Some(Signal::Close(CloseCause::Revoked)));
     });
 }
