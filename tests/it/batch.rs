@@ -14,7 +14,9 @@ use crate::support::{
 const BATCH: &str = "/v1/events/batch";
 
 fn event(to: Value, marker: &str) -> Value {
-    json!({"to": to, "type": "t", "data": {"mk": marker}})
+    let mut event = json!({"type": "t", "data": {"mk": marker}});
+    event["to"] = to;
+    event
 }
 
 fn to_alice(marker: &str) -> Value {

@@ -1,7 +1,11 @@
 //! Who is connected, on any replica, and how the replicas do.
 
 use serde_json::{Value, json};
-use tokio::time::{Duration, Instant};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 
@@ -69,6 +73,29 @@ async fn connections_are_counted_with_a_limit_and_without() {
             assert!(took < Duration::from_secs(1), "{bus}: {took:?}");
             assert!(!online(replica, "alice").await, "{bus}");
         }
+    }
+}
+
+/// A stream of Server-Sent Events is a connection like any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_count_too() {
+    for (bus, replica, _redis) in both().await {
+        let mut stream = TcpStream::connect(replica.public).await.expect("it accepts");
+        let bearer = token("alice");
+        let request = format!(
+            "GET /sse/notifications HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {bearer}\r\n\r\n",
+            replica.public
+        );
+        stream.write_all(request.as_bytes()).await.expect("it reads");
+        let mut seen = Vec::new();
+        while !String::from_utf8_lossy(&seen).contains("belfry.welcome") {
+            assert_ne!(stream.read_buf(&mut seen).await.expect("an answer"), 0, "{bus}");
+        }
+        assert_eq!(connections(&replica, "alice").await, 1, "{bus}");
+        let stats = replica.api("GET", "/v1/stats", None).await.json();
+        assert_eq!((&stats["connections"], &stats["users"]), (&json!(1), &json!(1)), "{bus}");
+        drop(stream);
+        becomes(&replica, "alice", 0, PATIENCE).await;
     }
 }
 
