@@ -21,7 +21,7 @@ pub(super) enum Way {
     Live,
     /// A replay will bring it, in its order.
     Behind,
-    /// It is covered by the word of a loss that is still to be said.
+    /// A replay will bring it, after the word of a loss that is still to be said.
     Lost,
 }
 
@@ -53,11 +53,16 @@ impl Lane {
         level
     }
 
-    /// Goes live from here on, whatever is missing before.
-    pub(super) fn skip_ahead(&self) {
-        let now = self.hold.position().unwrap_or_default();
-        self.at.set(self.at.get().max(now));
-        self.way.set(Way::Live);
+    /// What is missing up to here cannot be had. Until the client is told, events wait in the
+    /// history.
+    pub(super) fn lose(&self, to: Position) {
+        self.at.set(self.at.get().max(to));
+        self.way.set(Way::Lost);
+    }
+
+    /// Up to where the channel was handed out.
+    pub(super) fn handed_out(&self) -> Position {
+        self.hold.position().unwrap_or_default()
     }
 
     /// Takes an event that comes live; whether it goes out.

@@ -77,8 +77,8 @@ enum ToShard {
     Deliver(Delivery),
     /// Tell every connection that it may have missed events that are not kept.
     Resync(GapReason),
-    /// Tell the connections of a channel that something is missing in it.
-    Lose(Channel, GapReason),
+    /// Tell the connections of a channel that something is missing in it up to here.
+    Lose(Channel, Position, GapReason),
     /// Close the connections that an order is about; how many there were goes back.
     Order {
         order: Arc<Order>,
@@ -197,11 +197,11 @@ impl Registry {
         &self.0.tracks
     }
 
-    /// Tells the connections of a channel that something is missing in it. In the order of what is
-    /// delivered.
-    pub fn lose(&self, channel: &Channel, reason: GapReason) {
+    /// Tells the connections of a channel that something is missing in it up to here. In the order
+    /// of what is delivered.
+    pub fn lose(&self, channel: &Channel, to: Position, reason: GapReason) {
         for shard in self.0.shards.load().iter() {
-            self.send(shard, ToShard::Lose(channel.clone(), reason), 0);
+            self.send(shard, ToShard::Lose(channel.clone(), to, reason), 0);
         }
     }
 

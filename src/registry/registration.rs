@@ -108,11 +108,11 @@ impl Registration {
         });
     }
 
-    /// What follows on this channel cannot be had: the connection is told, at its own moment, and
-    /// goes on live.
+    /// What follows on this channel, up to what was handed out, cannot be had: the connection is
+    /// told, at its own moment, and goes on from there.
     pub fn lose(&self, channel: &Channel, reason: GapReason) {
         self.on_lane(channel, |entry, lane| {
-            lane.way.set(Way::Lost);
+            lane.lose(lane.handed_out());
             self.shard.plan(self.key, entry, Word { reason, all: false });
         });
     }

@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     event::{
-        Channel, CloseCause, ConnectionId, GapReason, Group, Order, SessionKey, Subject, Tag,
-        UserId,
+        Channel, CloseCause, ConnectionId, GapReason, Group, Order, Position, SessionKey, Subject,
+        Tag, UserId,
     },
     frame::Notice,
     lifecycle::Guard,
@@ -227,7 +227,7 @@ impl Shard {
             }
             ToShard::Recheck(sessions) => self.recheck(&sessions),
             ToShard::Resync(reason) => self.resync(reason),
-            ToShard::Lose(channel, reason) => self.lose(&channel, reason),
+            ToShard::Lose(channel, to, reason) => self.lose(&channel, to, reason),
             ToShard::Leave(spread) => self.leave(spread),
         }
     }
@@ -259,13 +259,13 @@ impl Shard {
         }
     }
 
-    /// Something is missing in a channel that cannot be had: its connections are told. Those that
+    /// What is missing in a channel up to here cannot be had: its connections are told. Those that
     /// are behind will find it themselves.
-    fn lose(&self, channel: &Channel, reason: GapReason) {
+    fn lose(&self, channel: &Channel, to: Position, reason: GapReason) {
         let state = self.state.borrow();
         state.on(channel, |key, entry| {
             if let Some(lane) = entry.lanes.of(channel).filter(|lane| lane.way.get() == Way::Live) {
-                lane.way.set(Way::Lost);
+                lane.lose(to);
                 self.plan(key, entry, Word { reason, all: false });
             }
         });
@@ -307,10 +307,12 @@ impl Shard {
         let Some(entry) = state.connections.get(key) else { return };
         let Some(word) = entry.word.take() else { return };
         let mut lost = Vec::new();
+        let mut behind = false;
         for lane in &entry.lanes.0 {
             let here = lane.way.get() == Way::Lost;
             if here {
-                lane.skip_ahead();
+                lane.way.set(Way::Behind);
+                behind |= !lane.join();
             }
             if here || word.all {
                 lost.push(Tag::of(lane.channel()).to_string());
@@ -320,6 +322,9 @@ impl Shard {
         let text = cursor.to_string();
         let notice = Notice::Resync { lost: &lost, cursor: &text, reason: word.reason.label() };
         entry.outbox.deliver(&notice.frame().resets(cursor));
+        if behind {
+            entry.outbox.request_catch_up();
+        }
     }
 
     fn order(&self, order: Arc<Order>, late: bool) -> usize {

@@ -597,7 +597,10 @@ async fn a19_the_welcome_says_what_the_contract_says() {
     assert_eq!(welcome["user"], "alice");
     assert_eq!(welcome["groups"], json!(["staff", "müller:*"]));
     assert_eq!(welcome["heartbeat_ms"], 7_000);
-    assert_eq!(welcome["cursor"], "");
+    let cursor = welcome["cursor"].as_str().expect("text");
+    let tags: Vec<_> =
+        cursor.split(',').map(|at| at.split_once('~').expect("a position").0).collect();
+    assert_eq!(tags, ["u", "b", "g=c3RhZmY", "g=bcO8bGxlcjoq"], "{cursor}");
     assert_eq!(welcome["resumed"], Value::Null);
     assert!(welcome["connection"].as_str().is_some_and(|id| !id.is_empty()), "{welcome}");
     assert_ne!(welcome["connection"], second.welcome["connection"]);

@@ -233,7 +233,7 @@ impl Repair {
         let newest = reading.position(channel);
         let to = self.tracks.seen(channel).map_or(newest, |seen| seen.max(newest));
         self.tracks.jump(channel, to);
-        self.registry.lose(channel, reason);
+        self.registry.lose(channel, to, reason);
         if let Some(more) = self.told.check() {
             tracing::warn!(
                 reason = reason.label(),
@@ -247,7 +247,7 @@ impl Repair {
 /// Hands a kept event to the connections here.
 fn hand_out(registry: &Registry, to: &Channel, kept: &Kept) {
     if kept.loss {
-        return registry.lose(to, GapReason::BrokerLost);
+        return registry.lose(to, kept.at, GapReason::BrokerLost);
     }
     registry.deliver(&Delivery {
         to: to.clone(),

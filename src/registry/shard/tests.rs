@@ -205,14 +205,18 @@ async fn a_loss_is_told_with_the_place_to_go_on_from() {
     let client = client(1);
     let all = Channel::Broadcast;
     client.registry.tracks().jump(&all, at(200));
-    client.registry.lose(&all, GapReason::Reconnected);
+    client.registry.lose(&all, at(200), GapReason::Reconnected);
     client.hand_out(&kept(200, 210));
-    assert!(client.frames().await.is_empty(), "the word of the loss covers it");
+    assert!(client.frames().await.is_empty(), "it comes after the word of the loss");
     tokio::time::sleep(notices::SPREAD + Duration::from_millis(200)).await;
-    let notice = r#"{"type":"belfry.resync","lost":["b"],"cursor":"u~100-0,b~210-0","reason":"reconnected"}"#;
+    let notice = r#"{"type":"belfry.resync","lost":["b"],"cursor":"u~100-0,b~200-0","reason":"reconnected"}"#;
     assert_eq!(client.frames().await, [notice]);
+    let signal = tokio::time::timeout(Duration::from_secs(1), client.outbox.signalled()).await;
+    assert_eq!(signal, Ok(Signal::CatchUp), "what came meanwhile is in the history");
+    client.registration.replay(&all, &kept(200, 210), 0);
+    assert!(client.registration.join(&all));
     client.hand_out(&kept(210, 220));
-    assert_eq!(client.frames().await, [r#"{"id":220}"#]);
+    assert_eq!(client.frames().await, [r#"{"id":210}"#, r#"{"id":220}"#]);
 }
 
 #[actix_web::test]
