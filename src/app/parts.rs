@@ -227,10 +227,13 @@ impl Parts {
             None => (Duration::from_secs(2), Duration::from_secs(3)),
         };
         let message_bytes = config.limits.data_bytes + ENVELOPE_BYTES;
-        Subscriber::new(
+        let bus = subscriber::Bus {
             feed,
-            Arc::clone(&self.publisher),
-            Arc::clone(&self.history),
+            publisher: Arc::clone(&self.publisher),
+            history: Arc::clone(&self.history),
+        };
+        Subscriber::new(
+            bus,
             self.registry.clone(),
             Arc::clone(&self.health),
             ear,

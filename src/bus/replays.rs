@@ -156,7 +156,7 @@ impl Replays {
             let ring = match after {
                 Some(after) => {
                     self.load_ring(channel).await?;
-                    self.from_ring(channel, after)
+                    self.in_ring(channel, after)
                 }
                 None => None,
             };
@@ -189,13 +189,13 @@ impl Replays {
     /// # Errors
     /// The broker is away.
     pub async fn page(&self, channel: &Channel, after: Position) -> Result<Reading, BusError> {
-        if let Some(reading) = self.from_ring(channel, after) {
+        if let Some(reading) = self.in_ring(channel, after) {
             return Ok(reading);
         }
         let closed = |_| BusError::Away("this replica is ending".to_owned());
         let _reader = self.readers.acquire().await.map_err(closed)?;
         self.load_ring(channel).await?;
-        match self.from_ring(channel, after) {
+        match self.in_ring(channel, after) {
             Some(reading) => Ok(reading),
             None => self.read(channel, after).await,
         }
@@ -208,7 +208,7 @@ impl Replays {
     }
 
     /// A ring needs no other proof than the broker's data: what is in it was handed out here.
-    fn from_ring(&self, channel: &Channel, after: Position) -> Option<Reading> {
+    fn in_ring(&self, channel: &Channel, after: Position) -> Option<Reading> {
         let Held { kept, more, last, before } = self.tracks.ring(channel, after, PAGE)?;
         let Before { epoch, silent_since } = before;
         Some(Reading { kept, more, last, epoch, silent_since, now: now() })

@@ -52,6 +52,16 @@ pub struct Settings {
     pub message_bytes: usize,
 }
 
+/// The seams to the broker.
+pub struct Bus {
+    /// The subscription.
+    pub feed: Box<dyn Feed>,
+    /// Publishes probes.
+    pub publisher: Arc<dyn Publisher>,
+    /// What is kept, to fill gaps from.
+    pub history: Arc<dyn History>,
+}
+
 /// See the module.
 pub struct Subscriber {
     feed: Box<dyn Feed>,
@@ -97,9 +107,7 @@ impl Subscriber {
     /// An actor that reads `feed` once [`run`](Self::run) is called.
     #[must_use]
     pub fn new(
-        feed: Box<dyn Feed>,
-        publisher: Arc<dyn Publisher>,
-        history: Arc<dyn History>,
+        bus: Bus,
         registry: Registry,
         health: Arc<Health>,
         ear: Ear,
@@ -107,6 +115,7 @@ impl Subscriber {
         settings: Settings,
     ) -> Self {
         health.failed("the subscription is not proved yet");
+        let Bus { feed, publisher, history } = bus;
         let keeps = history.keeps();
         let repair = Repair::new(history, registry.clone(), metrics.clone());
         Self {
@@ -259,7 +268,7 @@ impl Subscriber {
             Decoded::Raw(json) => (Vec::new(), Frame::event(json, received)),
             Decoded::Probe(_) | Decoded::Order(_) | Decoded::Ack(_) => return,
         };
-        self.registry.deliver(&Delivery {
+        self.registry.deliver(Delivery {
             to,
             except: except.into(),
             frame,

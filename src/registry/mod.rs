@@ -74,7 +74,7 @@ pub struct Delivery {
 /// What a shard is told.
 #[derive(Clone, Debug)]
 enum ToShard {
-    Deliver(Delivery),
+    Deliver(Arc<Delivery>),
     /// Tell every connection that it may have missed events that are not kept.
     Resync(GapReason),
     /// Tell the connections of a channel that something is missing in it up to here.
@@ -182,11 +182,13 @@ impl Registry {
 
     /// Hands an event to the workers that may have someone for it. Never waits: a worker whose
     /// mailbox is full announces a gap to its connections instead.
-    pub fn deliver(&self, delivery: &Delivery) {
+    pub fn deliver(&self, delivery: Delivery) {
         let slot = self.slot(&delivery.to);
+        let delivery = Arc::new(delivery);
         for shard in self.0.shards.load().iter() {
             if slot.is_none_or(|slot| shard.shared.interest.any(slot)) {
-                self.send(shard, ToShard::Deliver(delivery.clone()), delivery.frame.len());
+                let bytes = delivery.frame.len();
+                self.send(shard, ToShard::Deliver(Arc::clone(&delivery)), bytes);
             }
         }
     }

@@ -292,12 +292,11 @@ impl Shard {
     }
 
     pub(super) fn plan(&self, key: usize, entry: &Entry, word: Word) {
-        match entry.word.get() {
-            Some(known) => entry.word.set(Some(Word { all: known.all || word.all, ..known })),
-            None => {
-                entry.word.set(Some(word));
-                self.notices.plan(key);
-            }
+        if let Some(known) = entry.word.get() {
+            entry.word.set(Some(Word { all: known.all || word.all, ..known }));
+        } else {
+            entry.word.set(Some(word));
+            self.notices.plan(key);
         }
     }
 

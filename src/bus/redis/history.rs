@@ -48,9 +48,10 @@ impl RedisPublisher {
             .collect();
         let more = usize::try_from(read).unwrap_or(usize::MAX) > ask.most && !kept.is_empty();
         let meta_ttl = u64::try_from(self.calls.bounds.meta_ttl.as_millis()).unwrap_or(u64::MAX);
-        let silent_since = match self.server.is_forgetful() {
-            false => epoch.max(now.saturating_sub(meta_ttl)),
-            true => u64::MAX,
+        let silent_since = if self.server.is_forgetful() {
+            u64::MAX
+        } else {
+            epoch.max(now.saturating_sub(meta_ttl))
         };
         Ok(Reading { kept, more, last, epoch, silent_since, now })
     }

@@ -249,7 +249,7 @@ fn hand_out(registry: &Registry, to: &Channel, kept: &Kept) {
     if kept.loss {
         return registry.lose(to, kept.at, GapReason::BrokerLost);
     }
-    registry.deliver(&Delivery {
+    registry.deliver(Delivery {
         to: to.clone(),
         except: Arc::clone(&kept.except),
         frame: match kept.frame.received() {

@@ -34,8 +34,8 @@ fn post(to: Channel, data: &str) -> Post {
     Post { to, event: said(data), keep: Keep::Kept, once: None, online: None }
 }
 
-fn once(key: &str, fingerprint: &str) -> Option<Once> {
-    Some(Once { key: key.to_owned(), fingerprint: fingerprint.to_owned(), each: false })
+fn once(key: &str, fingerprint: &str) -> Once {
+    Once { key: key.to_owned(), fingerprint: fingerprint.to_owned(), each: false }
 }
 
 impl Bus {
@@ -164,12 +164,12 @@ promises! {
     }
 
     async fn a_request_is_done_once(mut bus) {
-        let first = Post { once: once("k", "f"), ..post(alice(), "1") };
+        let first = Post { once: Some(once("k", "f")), ..post(alice(), "1") };
         let receipt = bus.done(first.clone()).await;
         assert!(!receipt.again);
         let again = bus.done(first.clone()).await;
         assert_eq!(again, Receipt { again: true, ..receipt });
-        let other = Post { once: once("k", "g"), ..post(alice(), "2") };
+        let other = Post { once: Some(once("k", "g")), ..post(alice(), "2") };
         assert_eq!(bus.post(other).await.unwrap(), Posted::Conflict);
         bus.event().await;
         bus.is_silent().await;
@@ -181,7 +181,7 @@ promises! {
         let requests: Vec<_> = (0..50)
             .map(|n| {
                 let publisher = Arc::clone(&bus.publisher);
-                let post = Post { once: once("k", "f"), ..post(alice(), &n.to_string()) };
+                let post = Post { once: Some(once("k", "f")), ..post(alice(), &n.to_string()) };
                 tokio::spawn(async move { publisher.post(vec![post]).await.pop().unwrap() })
             })
             .collect();
@@ -205,7 +205,7 @@ promises! {
 
     async fn what_is_transient_is_live_only(mut bus) {
         let prev = bus.keep(alice(), "1").await;
-        let post = Post { keep: Keep::Transient, once: once("k", "f"), ..post(alice(), "2") };
+        let post = Post { keep: Keep::Transient, once: Some(once("k", "f")), ..post(alice(), "2") };
         let receipt = bus.done(post.clone()).await;
         assert_eq!(receipt, Receipt::default());
         assert_eq!(bus.done(post).await, Receipt { again: true, ..receipt });
@@ -311,8 +311,11 @@ promises! {
 
 /// Everything that events may need, once.
 pub(super) async fn a_life_with(mut bus: Bus) {
-    let first =
-        bus.done(Post { once: once("k", "f"), online: Some([].into()), ..post(alice(), "1") });
+    let first = bus.done(Post {
+        once: Some(once("k", "f")),
+        online: Some([].into()),
+        ..post(alice(), "1")
+    });
     assert_eq!(first.await.online, Some(false));
     let data = format!("\"{}\"", "x".repeat(60_000));
     for _ in 0..30 {

@@ -76,7 +76,7 @@ async fn a_reader_is_not_closed_for_a_burst_of_large_events() {
     actix_rt::spawn(async move { read(&outbox, &frames).await });
     tokio::task::yield_now().await;
     for _ in 0..60 {
-        client.registry.deliver(&event(60_000));
+        client.registry.deliver(event(60_000));
     }
     let signalled = tokio::time::timeout(Duration::from_millis(300), client.outbox.signalled());
     assert!(signalled.await.is_err(), "closed as too slow");
@@ -87,7 +87,7 @@ async fn a_reader_is_not_closed_for_a_burst_of_large_events() {
 async fn one_who_does_not_read_is() {
     let client = client(1);
     for _ in 0..60 {
-        client.registry.deliver(&event(60_000));
+        client.registry.deliver(event(60_000));
     }
     let signal = tokio::time::timeout(Duration::from_secs(5), client.outbox.signalled()).await;
     assert_eq!(signal, Ok(Signal::Close(CloseCause::SlowConsumer)));
@@ -132,7 +132,7 @@ impl Client {
     /// As the subscriber hands it out.
     fn hand_out(&self, event: &history::Kept) {
         self.registry.tracks().advance(&Channel::Broadcast, event);
-        self.registry.deliver(&Delivery {
+        self.registry.deliver(Delivery {
             to: Channel::Broadcast,
             except: Arc::clone(&event.except),
             frame: event.frame.clone(),
@@ -183,7 +183,7 @@ async fn a_replay_joins_without_a_hole_or_a_repeat() {
     let client = client(1);
     let all = Channel::Broadcast;
     client.registration.on_lane(&all, |_, lane| lane.way.set(Way::Behind)).unwrap();
-    assert_eq!(client.registration.behind(), [all.clone()]);
+    assert_eq!(client.registration.behind(), std::slice::from_ref(&all));
     client.hand_out(&kept(100, 110));
     client.hand_out(&kept(110, 120));
     assert!(client.frames().await.is_empty(), "they come in the replay");

@@ -127,7 +127,7 @@ async fn a_full_redis_refuses_and_nothing_is_half_done() {
     bus.event().await;
     let before = bus.everything().await;
     bus.says(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    let request = Post { once: once("k", "f"), ..post(alice(), "2") };
+    let request = Post { once: Some(once("k", "f")), ..post(alice(), "2") };
     refused(&bus.post(request.clone()).await, "OOM");
     refused(&bus.post(post(user("new"), "2")).await, "OOM");
     let transient = Post { keep: Keep::Transient, ..request.clone() };
@@ -154,7 +154,7 @@ async fn a_missing_right_refuses_and_nothing_is_half_done() {
     ] {
         let rule = |words: &[&'static str]| [&["ACL", "SETUSER", "default"][..], words].concat();
         assert_eq!(bus.says(&rule(take)).await, "+OK\r\n");
-        let request = Post { once: once("k", "f"), ..post(alice(), "2") };
+        let request = Post { once: Some(once("k", "f")), ..post(alice(), "2") };
         refused(&bus.post(request.clone()).await, "user executing the script");
         refused(&bus.post(post(user("new"), "2")).await, "user executing the script");
         let refused = bus.publisher.probe(probe(Destination::UserProbe)).await;
@@ -209,10 +209,10 @@ async fn a_read_only_redis_refuses_and_is_left() {
 async fn the_version_before_is_understood() {
     let mut bus = with(BOUNDS).await;
     bus.says(&["SET", "ws:idempotency:k", "f {}", "PX", "300000"]).await;
-    let request = Post { once: once("k", "f"), ..post(alice(), "1") };
+    let request = Post { once: Some(once("k", "f")), ..post(alice(), "1") };
     let receipt = bus.done(request).await;
     assert_eq!(receipt, Receipt { again: true, ..Receipt::default() });
-    let other = Post { once: once("k", "g"), ..post(alice(), "1") };
+    let other = Post { once: Some(once("k", "g")), ..post(alice(), "1") };
     assert_eq!(bus.post(other).await.unwrap(), Posted::Conflict);
     bus.says(&["PUBLISH", "ws:user:alice", r#"{"belfry":{"v":1},"type":"t","data":1}"#]).await;
     assert_eq!(bus.event().await.1, None);
@@ -222,7 +222,8 @@ async fn the_version_before_is_understood() {
 #[tokio::test]
 async fn every_key_of_an_event_ends() {
     let mut bus = with(BOUNDS).await;
-    let request = Post { once: once("k", "f"), online: Some([].into()), ..post(alice(), "1") };
+    let request =
+        Post { once: Some(once("k", "f")), online: Some([].into()), ..post(alice(), "1") };
     bus.done(request).await;
     bus.read(alice(), None, 0).await;
     bus.publisher.probe(probe(Destination::GroupProbe)).await.unwrap();
