@@ -17,6 +17,7 @@ pub mod openssl;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
+pub mod sse;
 pub mod tls;
 
 /// How long a test waits for what should take milliseconds, on a busy machine.
