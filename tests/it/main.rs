@@ -17,12 +17,15 @@
     reason = "a test that fails by panicking fails well"
 )]
 
+#[path = "../chaos/checker/mod.rs"]
+mod checker;
 mod support;
 
 mod addressing;
 mod arrows;
 mod auth;
 mod backchannel;
+mod chaos;
 mod cli;
 mod credentials;
 mod delivery;

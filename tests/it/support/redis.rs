@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -55,6 +56,11 @@ impl RedisServer {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Where it keeps its files.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Starts it on its port, empty unless the options keep something, and waits for it.

@@ -131,7 +131,7 @@ impl Parser {
 }
 
 /// How the body of an answer is delimited (RFC 9112 §6).
-enum Framing {
+pub enum Framing {
     Chunked(Chunks),
     Length(usize),
     ToTheEnd,
@@ -139,7 +139,7 @@ enum Framing {
 
 /// Takes `Transfer-Encoding: chunked` off (RFC 9112 §7.1); trailers are not expected.
 #[derive(Default)]
-struct Chunks {
+pub struct Chunks {
     pending: Vec<u8>,
     /// What is left of the present chunk, its line end included.
     left: usize,
@@ -178,7 +178,7 @@ impl Chunks {
 }
 
 impl Framing {
-    fn of(head: &Reply) -> Self {
+    pub fn of(head: &Reply) -> Self {
         if head.header("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
             return Self::Chunked(Chunks::default());
         }
@@ -186,7 +186,8 @@ impl Framing {
         length.map_or(Self::ToTheEnd, |length| Self::Length(length.parse().expect("a length")))
     }
 
-    fn feed(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
+    /// The body in these bytes, and whether it is complete.
+    pub fn feed(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
         match self {
             Self::Chunked(chunks) => chunks.feed(bytes),
             Self::ToTheEnd => (bytes.to_vec(), false),
