@@ -434,6 +434,5 @@ async fn nothing_is_lost_or_doubled_in_a_short_run() {
     let text = report(&outcome);
     println!("{text}");
     assert!(outcome.verdict.holds(), "logs in {}:\n{text}", plan.making.logs.display());
-    assert!(outcome.verdict.delivered.iter().all(|delivered| *delivered > 0), "{text}");
     std::fs::remove_dir_all(&plan.making.logs).expect("the folder of the logs");
 }

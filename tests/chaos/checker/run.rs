@@ -205,5 +205,11 @@ fn count(stage: &Stage, seat: usize) -> usize {
 fn conclude(plan: &Plan, stage: &Stage) -> Verdict {
     let policy = Policy { forgetful: plan.making.fsync == Fsync::Everysec };
     let traces: Vec<_> = (0..stage.seats()).map(|seat| stage.trace(seat)).collect();
-    judge(&stage.ledger(), traces.iter().map(|trace| &**trace), policy)
+    let mut verdict = judge(&stage.ledger(), traces.iter().map(|trace| &**trace), policy);
+    if verdict.delivered.contains(&0) {
+        verdict
+            .breaches
+            .add(Kind::Protocol, "a client got nothing at all: this run proves nothing");
+    }
+    verdict
 }
