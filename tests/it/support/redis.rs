@@ -83,9 +83,19 @@ impl RedisServer {
             )
         }));
         let start = Instant::now();
-        while TcpStream::connect(self.address()).await.is_err() {
-            let log = || std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-            assert!(start.elapsed() < Duration::from_secs(10), "redis-server: {}", log());
+        loop {
+            let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            // Somebody else could be listening there.
+            let ours = log.contains("Server initialized");
+            if ours && TcpStream::connect(self.address()).await.is_ok() {
+                return;
+            }
+            let ended = self
+                .child
+                .as_mut()
+                .is_some_and(|child| child.try_wait().expect("a child of ours").is_some());
+            let waits = !ended && start.elapsed() < Duration::from_secs(10);
+            assert!(waits, "redis-server does not start: {log}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
