@@ -53,17 +53,17 @@ struct Options {
     log: String,
 }
 
-/// About 500 events a second reach clients. A user's channel gets about 4 a second, so nobody is
-/// away for longer than what is kept of it.
+/// About 800 events a second reach clients. Each channel gets less than 5 a second, so 300 of them
+/// last for a minute, and nobody is away for so long.
 const SIZE: Size = Size {
     replicas: 3,
     users: 40,
     groups: 5,
     websockets: 70,
     event_streams: 30,
-    publishers: 8,
-    rate: 120,
-    heartbeat: Duration::from_secs(8),
+    publishers: 16,
+    rate: 160,
+    heartbeat: Duration::from_secs(12),
 };
 
 const fn ms(ms: u64) -> Duration {
@@ -74,7 +74,7 @@ const TEMPO: Tempo = Tempo {
     pause: (ms(2_000), ms(6_000)),
     outage: (ms(200), ms(8_000)),
     clients: (ms(200), ms(1_500)),
-    stall: (ms(3_000), ms(20_000)),
+    stall: (ms(3_000), ms(26_000)),
 };
 
 /// Beyond the time of the faults: start, settling, end.

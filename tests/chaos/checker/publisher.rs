@@ -95,7 +95,7 @@ impl Publisher {
             To::Group(group) => json!({"group": group_name(*group)}),
             To::Broadcast => json!({"broadcast": true}),
         };
-        let pad = if self.what.one_in(12) { 4_000 } else { self.what.below(300) };
+        let pad = if self.what.one_in(8) { 8_000 } else { self.what.below(300) };
         let data = json!({"mk": mark, "pad": "x".repeat(pad)});
         let mut body = json!({"to": target, "type": "chaos", "data": data});
         if !except.is_empty() {

@@ -60,8 +60,12 @@ fn write(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
         writeln!(text, "  {count:5} {name}")?;
     }
     writeln!(text, "connections ended:")?;
-    for (how, count) in &outcome.closes {
+    for (how, count) in &outcome.ends {
         writeln!(text, "  {count:5} {how}")?;
+    }
+    writeln!(text, "closed, by the counters of the replicas that are there in the end:")?;
+    for (cause, count) in &outcome.closes {
+        writeln!(text, "  {count:5} {cause}")?;
     }
     for kind in Kind::ALL {
         writeln!(text, "{:.<28} {}", kind, verdict.breaches.count(kind))?;

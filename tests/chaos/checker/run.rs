@@ -33,7 +33,9 @@ pub struct Plan {
 pub struct Outcome {
     pub verdict: Verdict,
     pub faults: BTreeMap<&'static str, u64>,
-    /// How connections ended.
+    /// How connections ended for the clients.
+    pub ends: BTreeMap<String, u64>,
+    /// Why the replicas that are there in the end closed connections.
     pub closes: BTreeMap<String, u64>,
     /// What each client is called.
     pub clients: Vec<String>,
@@ -84,9 +86,10 @@ pub async fn run(plan: &Plan) -> Outcome {
     while let Some(ended) = tasks.join_next().await {
         ended.expect("a client does not panic");
     }
+    let closes = world.closes().await;
     world.end(&stage).await;
     let clients = (0..stage.seats()).map(|seat| stage.trace(seat).seat.to_string()).collect();
-    Outcome { verdict, faults, closes: stage.closes(), clients }
+    Outcome { verdict, faults, ends: stage.ends(), closes, clients }
 }
 
 /// One fault after another, each undone before the next.

@@ -30,7 +30,7 @@ pub struct Stage {
     ledger: Mutex<Ledger>,
     traces: Vec<Mutex<Trace>>,
     after: Mutex<&'static str>,
-    closes: Mutex<BTreeMap<String, u64>>,
+    ends: Mutex<BTreeMap<String, u64>>,
     start: Instant,
 }
 
@@ -49,7 +49,7 @@ impl Stage {
             ledger: Mutex::default(),
             traces: size.seats().into_iter().map(|seat| Mutex::new(Trace::new(seat))).collect(),
             after: Mutex::new("the start"),
-            closes: Mutex::default(),
+            ends: Mutex::default(),
             start: Instant::now(),
         }
     }
@@ -85,11 +85,11 @@ impl Stage {
 
     /// A connection ended like this.
     pub fn ended(&self, how: String) {
-        *hold(&self.closes).entry(how).or_default() += 1;
+        *hold(&self.ends).entry(how).or_default() += 1;
     }
 
-    pub fn closes(&self) -> BTreeMap<String, u64> {
-        hold(&self.closes).clone()
+    pub fn ends(&self) -> BTreeMap<String, u64> {
+        hold(&self.ends).clone()
     }
 
     /// Say it, with the time.

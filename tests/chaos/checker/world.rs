@@ -1,7 +1,7 @@
 //! The replicas, each behind a link of its own to one Redis, and what can be done to them.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
@@ -296,6 +296,24 @@ impl World {
             }
         }
         numbers
+    }
+
+    /// Closes by cause, as far as the replicas that run now have counted them.
+    pub async fn closes(&self) -> BTreeMap<String, u64> {
+        let mut closes = BTreeMap::new();
+        for replica in self.replicas.iter().flatten() {
+            let Some(answer) = replica.try_get("/metrics").await else { continue };
+            for line in answer.text.lines() {
+                let Some(rest) = line.strip_prefix("belfry_closes_total{cause=\"") else {
+                    continue;
+                };
+                if let Some((cause, count)) = rest.split_once("\"} ") {
+                    *closes.entry(cause.to_owned()).or_default() += count.parse().unwrap_or(0);
+                }
+            }
+        }
+        closes.retain(|_, count| *count > 0);
+        closes
     }
 
     /// Drains all replicas.
