@@ -14,7 +14,7 @@ use belfry::{
     auth::jwt::Verifier,
     bus::envelope::{self, Event},
     config::{Sources, load::load},
-    event::UserId,
+    event::{Position, Tag, UserId},
     frame::Frame,
     outbox::{Bounds, Outbox},
     telemetry::Metrics,
@@ -36,7 +36,9 @@ fn data(bytes: usize) -> Box<RawValue> {
 
 fn wire(bytes: usize) -> bytes::Bytes {
     let data = data(bytes);
-    envelope::encode(&Event { kind: "bench", data: &data, sender: None }, &[]).unwrap()
+    let parts = envelope::encode(&Event { kind: "bench", data: &data, sender: None }, &[], false);
+    let (at, prev) = (Position::new(1_732_406_400_000, 1), Position::new(1_732_406_400_000, 0));
+    parts.unwrap().kept(&Tag::User, at, prev, None)
 }
 
 /// A publisher's part: once for each event.
@@ -44,7 +46,7 @@ fn wire(bytes: usize) -> bytes::Bytes {
 fn envelope_encode(bencher: Bencher<'_, '_>, bytes: usize) {
     let data = data(bytes);
     bencher.counter(BytesCount::new(bytes)).bench_local(|| {
-        envelope::encode(&Event { kind: "bench", data: black_box(&data), sender: None }, &[])
+        envelope::encode(&Event { kind: "bench", data: black_box(&data), sender: None }, &[], false)
     });
 }
 

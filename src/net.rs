@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     io,
     pin::Pin,
     rc::Rc,
@@ -28,6 +29,11 @@ const UNSENT: u32 = 64 * 1024;
 /// Idle time before the kernel asks whether the peer still exists.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// Writes that may be tried in a row while the peer takes nothing. What is queued for one peer is
+/// bounded, so more of them mean that it is sending what nobody reads: once actix has buffered
+/// enough of that, it would try without a pause.
+const IN_VAIN: u32 = 100_000;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
     None,
@@ -45,6 +51,8 @@ struct LinkState {
     wish: Cell<Wish>,
     reader: RefCell<Option<Waker>>,
     writer: RefCell<Option<Waker>>,
+    closed: Cell<bool>,
+    watcher: RefCell<Option<Waker>>,
 }
 
 impl Link {
@@ -58,6 +66,18 @@ impl Link {
     /// The socket closes now, whatever is still to be written.
     pub fn reset(&self) {
         self.set(Wish::Reset);
+    }
+
+    /// Waits until the socket is closed. For one task at a time.
+    pub async fn closed(&self) {
+        poll_fn(|cx| {
+            if self.0.closed.get() {
+                return Poll::Ready(());
+            }
+            *self.0.watcher.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Whether it was asked to close after what was handed over.
@@ -79,6 +99,7 @@ impl Link {
 pub struct Socket {
     tcp: TcpStream,
     link: Link,
+    in_vain: u32,
 }
 
 impl Socket {
@@ -96,8 +117,10 @@ impl Socket {
             wish: Cell::new(Wish::None),
             reader: RefCell::new(None),
             writer: RefCell::new(None),
+            closed: Cell::new(false),
+            watcher: RefCell::new(None),
         };
-        Ok(Self { tcp, link: Link(Rc::new(state)) })
+        Ok(Self { tcp, link: Link(Rc::new(state)), in_vain: 0 })
     }
 
     /// The handle of this socket.
@@ -118,6 +141,26 @@ impl Socket {
             *slot = Some(cx.waker().clone());
         }
         Ok(())
+    }
+}
+
+impl Socket {
+    /// Counts writes that the peer did not let happen.
+    fn written(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.in_vain = if written.is_pending() { self.in_vain + 1 } else { 0 };
+        if self.in_vain > IN_VAIN {
+            self.link.reset();
+        }
+        written
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.link.0.closed.set(true);
+        if let Some(waker) = self.link.0.watcher.borrow_mut().take() {
+            waker.wake();
+        }
     }
 }
 
@@ -142,7 +185,8 @@ impl AsyncWrite for Socket {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check(&self.link.0.writer, cx)?;
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+        let written = Pin::new(&mut self.tcp).poll_write(cx, buf);
+        self.written(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -159,7 +203,8 @@ impl AsyncWrite for Socket {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check(&self.link.0.writer, cx)?;
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs);
+        self.written(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -7,12 +7,26 @@ use std::{
     time::Duration,
 };
 
+use crate::history::Bounds;
+
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, sleep, timeout},
 };
+
+/// What is kept in tests.
+pub const KEEPING: Bounds = Bounds {
+    events: 300,
+    bytes: 1024 * 1024,
+    ttl: Duration::from_secs(3_600),
+    meta_ttl: Duration::from_secs(30 * 24 * 3_600),
+};
+
+mod cluster;
+
+pub use cluster::RedisCluster;
 
 /// Calls `condition` until it holds.
 ///
@@ -30,11 +44,12 @@ where
     }
 }
 
-/// A `redis-server` on loopback that keeps nothing, and ends with this value.
+/// A `redis-server` on loopback that keeps what it is told to save, and ends with this value.
 #[derive(Debug)]
 pub struct RedisServer {
     /// Stays the same over [`start`](Self::start).
     pub port: u16,
+    address: String,
     directory: TempDir,
     child: Option<Child>,
 }
@@ -43,7 +58,8 @@ impl RedisServer {
     /// A free port, and nothing on it yet.
     pub fn absent() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { port, directory: TempDir::new().unwrap(), child: None }
+        let address = "127.0.0.1".to_owned();
+        Self { port, address, directory: TempDir::new().unwrap(), child: None }
     }
 
     /// A running server.
@@ -53,19 +69,27 @@ impl RedisServer {
         server
     }
 
-    /// Starts it, and waits until it answers.
+    /// Starts it with the data that it saved last, and waits until it answers.
     pub async fn start(&mut self) {
+        self.start_as("127.0.0.1", &[]).await;
+    }
+
+    /// The same on another address of loopback, where only [`command`](Self::command) finds it,
+    /// with settings of its own.
+    pub async fn start_as(&mut self, address: &str, settings: &[&str]) {
         let child = Command::new("redis-server")
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--port", &self.port.to_string(), "--bind", address])
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(self.directory.path())
+            .args(settings)
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed");
         self.child = Some(child);
-        let port = self.port;
+        self.address = address.to_owned();
+        let server = &*self;
         eventually("Redis answers", Duration::from_secs(10), || async move {
-            exchange(port, &["PING"]).await.is_some_and(|answer| answer.starts_with("+PONG"))
+            server.exchange(&["PING"]).await.is_some_and(|answer| answer.starts_with("+PONG"))
         })
         .await;
     }
@@ -95,7 +119,11 @@ impl RedisServer {
 
     /// Sends one command on a connection of its own; the answer is raw RESP 2.
     pub async fn command(&self, words: &[&str]) -> String {
-        exchange(self.port, words).await.expect("Redis answers")
+        self.exchange(words).await.expect("Redis answers")
+    }
+
+    async fn exchange(&self, words: &[&str]) -> Option<String> {
+        exchange((&self.address, self.port), words).await
     }
 }
 
@@ -105,9 +133,9 @@ impl Drop for RedisServer {
     }
 }
 
-async fn exchange(port: u16, words: &[&str]) -> Option<String> {
+async fn exchange(address: (&str, u16), words: &[&str]) -> Option<String> {
     let limit = Duration::from_secs(2);
-    let mut stream = timeout(limit, TcpStream::connect(("127.0.0.1", port))).await.ok()?.ok()?;
+    let mut stream = timeout(limit, TcpStream::connect(address)).await.ok()?.ok()?;
     let mut request = format!("*{}\r\n", words.len());
     for word in words {
         for piece in ["$", &word.len().to_string(), "\r\n", word, "\r\n"] {

@@ -101,12 +101,13 @@ pub async fn run(
     let public = parts.public(&config, public_tls.clone())?.start(public_listener)?;
     let state = parts.internal(&config);
     let workers = config.internal.workers;
+    let reader = parts.reader(state.clone());
     let internal = server::start_internal(internal_listener, workers, state, internal_tls.clone())?;
     let (public_handle, internal_handle) = (public.handle(), internal.handle());
     let servers = [("public", actix_rt::spawn(public)), ("internal", actix_rt::spawn(internal))];
 
     let mut subscriber = actix_rt::spawn(parts.subscriber(&config, actors.feed, actors.ear).run());
-    let Actors { executor, keeper, endings, .. } = actors;
+    let Actors { executor, keeper, endings, pump, .. } = actors;
     let mut tasks = Tasks::new(parts.vital.clone());
     tasks.spawn("executor of orders", executor.run());
     let following = Arc::clone(&parts.authenticator);
@@ -116,6 +117,12 @@ pub async fn run(
     if let Some(endings) = endings {
         let watching = watch(endings, Arc::clone(&parts.authenticator), parts.registry.clone());
         tasks.spawn("watch on sessions", watching);
+    }
+    if let Some(pump) = pump {
+        tasks.spawn("pump of clients' messages", pump.run());
+    }
+    if let Some(reader) = reader {
+        tasks.spawn("reader of the publish stream", reader.run());
     }
     let keeper = spawn(parts.vital.guard("keeper of seats"), keeper.run());
 
@@ -139,12 +146,20 @@ pub async fn run(
     public_handle.stop(false).await;
     if matches!(outcome, Ok(Left::Drained)) {
         parts.underway.settled(LAST_ANSWERS).await;
+        if let Some(outlet) = &parts.outlet {
+            outlet.flushed(LAST_ANSWERS).await;
+        }
     }
     internal_handle.stop(false).await;
     keeper.abort();
     Keeper::finish(&parts.seats).await;
     subscriber.abort();
     drop(tasks);
+    if let Some(ingest) = &parts.ingest
+        && let Err(error) = ingest.release().await
+    {
+        tracing::debug!(%error, "the lease of the publish stream stays until its end");
+    }
     for (name, server) in servers {
         if let Ok(Err(error)) = server.await {
             tracing::warn!(%error, name, "a server ended with an error");

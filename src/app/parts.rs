@@ -15,20 +15,27 @@ use crate::{
         ticket::Office,
     },
     bus::{
-        Feed, Publisher,
+        Feed, History, Publisher,
+        inbound::{self, Inbound, Outlet, Pump},
+        ingest::{Entry, Ingest, Job, Reader},
         memory::{Capacity, MemoryBus},
         orders::{self, Ear, Executor, Orders},
         redis,
+        replays::Replays,
         subscriber::{self, Health, Subscriber},
     },
     config::{self, Config, Method, Profile},
     event::Subject,
     gate::Gate,
-    http::{internal, logout::Logouts, public, server::PublicServer},
-    lifecycle::{Lifecycle, Underway, Vital},
+    history::Bounds as Keeping,
+    http::{ingest, internal, logout::Logouts, public, server::PublicServer},
+    lifecycle::{Lifecycle, Phase, Underway, Vital},
     outbox::Bounds,
-    registry::Registry,
-    seats::{Keeper, Seats},
+    registry::{Registry, tracks::Tracks},
+    seats::{
+        Keeper, Seats,
+        report::{Numbers, Source},
+    },
     store::{self, Store, memory::MemoryStore, redis::RedisStore, sessions::Endings},
     telemetry::Metrics,
     tls::Tls,
@@ -50,8 +57,15 @@ pub(super) struct Parts {
     pub(super) authenticator: Arc<Authenticator>,
     pub(super) keys: Arc<ApiKeys>,
     pub(super) seats: Arc<Seats>,
+    /// Where messages of clients go, if anywhere.
+    pub(super) outlet: Option<Outlet>,
+    /// The stream that back ends may write events to, if any.
+    pub(super) ingest: Option<Arc<dyn Ingest>>,
     health: Arc<Health>,
     publisher: Arc<dyn Publisher>,
+    history: Arc<dyn History>,
+    store: Arc<dyn Store>,
+    replays: Arc<Replays>,
     orders: Orders,
     logouts: Arc<Logouts>,
 }
@@ -64,15 +78,22 @@ pub(super) struct Actors {
     pub(super) keeper: Keeper,
     /// `None` where no cookie is accepted.
     pub(super) endings: Option<Box<dyn Endings>>,
+    /// `None` where messages of clients go nowhere.
+    pub(super) pump: Option<Pump>,
 }
 
 /// Makes everything that needs no port.
 pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors), StartError> {
     let vital = Vital::default();
-    let registry = Registry::new(config.limits.connections, metrics.clone(), vital.clone());
-    let (publisher, feed, store) = broker(config)?;
-    let (authenticator, endings) = authenticator(config, &store, &metrics)?;
+    let tracks = Tracks::new(keeping(config));
+    let limit = config.limits.connections;
+    let registry = Registry::new(limit, Arc::clone(&tracks), metrics.clone(), vital.clone());
     let replica = uuid::Uuid::now_v7().simple().to_string();
+    let Broker { publisher, history, feed, store, inbound, ingest } = broker(config, &replica)?;
+    let (outlet, pump) = inbound
+        .map(|stream| inbound::queue(config.limits.inbound_bytes, stream, metrics.clone()))
+        .unzip();
+    let (authenticator, endings) = authenticator(config, &store, &metrics)?;
     let (orders, executor, ear) = orders::road(
         &replica,
         Arc::clone(&publisher),
@@ -88,7 +109,11 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
             cache.ended(&[*session]);
         }
     });
-    let (seats, keeper) = Seats::new(&replica, Arc::clone(&store), orders.clone(), &config.limits);
+    let lifecycle = Arc::<Lifecycle>::default();
+    let health = Arc::<Health>::default();
+    let numbers = numbers(&metrics, &lifecycle, &health, config.ready.redis_grace);
+    let (seats, keeper) =
+        Seats::new(&replica, Arc::clone(&store), orders.clone(), &config.limits, numbers);
     let underway = Underway::default();
     let logouts = Arc::new(Logouts {
         authenticator: Arc::clone(&authenticator),
@@ -98,21 +123,27 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         token_bytes: config.auth.token_bytes,
         refusals: Mutex::default(),
     });
+    let replays = Arc::new(Replays::new(Arc::clone(&history), tracks));
     let parts = Parts {
         metrics,
-        lifecycle: Arc::default(),
+        lifecycle,
         vital,
         underway,
         registry,
         authenticator,
         keys: Arc::new(ApiKeys::new(config.api.keys.clone())),
         seats,
-        health: Arc::default(),
+        outlet,
+        ingest,
+        health,
         publisher,
+        history,
+        store,
+        replays,
         orders,
         logouts,
     };
-    Ok((parts, Actors { feed, ear, executor, keeper, endings }))
+    Ok((parts, Actors { feed, ear, executor, keeper, endings, pump }))
 }
 
 impl Parts {
@@ -150,6 +181,8 @@ impl Parts {
                     bytes: config.limits.queue_bytes,
                 },
                 inbound_bytes: config.limits.inbound_bytes,
+                outlet: self.outlet.clone(),
+                replays: Arc::clone(&self.replays),
                 metrics: self.metrics.clone(),
             }),
         })
@@ -163,6 +196,10 @@ impl Parts {
             authenticator: Arc::clone(&self.authenticator),
             groups: groups::Rule::new(config),
             limits: config.limits.clone(),
+            history: Arc::clone(&self.history),
+            history_ttl: config.history.ttl,
+            store: Arc::clone(&self.store),
+            seats: Arc::clone(&self.seats),
             ready: config.ready.clone(),
             health: Arc::clone(&self.health),
             lifecycle: Arc::clone(&self.lifecycle),
@@ -171,6 +208,16 @@ impl Parts {
             logouts: Arc::clone(&self.logouts),
             metrics: self.metrics.clone(),
         })
+    }
+
+    /// The actor that publishes what back ends write to a stream, if they may.
+    pub(super) fn reader(
+        &self,
+        state: web::Data<internal::State>,
+    ) -> Option<Reader<impl Fn(&Entry) -> Result<Job, String> + use<>>> {
+        let stream = Arc::clone(self.ingest.as_ref()?);
+        let parse = move |entry: &Entry| ingest::job(&state, entry);
+        Some(Reader::new(stream, Arc::clone(&self.publisher), parse, self.metrics.clone()))
     }
 
     /// The actor that owns this replica's subscription.
@@ -183,6 +230,7 @@ impl Parts {
         Subscriber::new(
             feed,
             Arc::clone(&self.publisher),
+            Arc::clone(&self.history),
             self.registry.clone(),
             Arc::clone(&self.health),
             ear,
@@ -192,27 +240,67 @@ impl Parts {
     }
 }
 
+/// What this replica tells of itself.
+fn numbers(
+    metrics: &Metrics,
+    lifecycle: &Arc<Lifecycle>,
+    health: &Arc<Health>,
+    grace: Duration,
+) -> Source {
+    let (metrics, lifecycle, health) = (metrics.clone(), Arc::clone(lifecycle), Arc::clone(health));
+    Box::new(move || {
+        let (connections, users) = metrics.present();
+        let (published, received, delivered) = metrics.totals();
+        let ready = lifecycle.phase() <= Phase::Ready && health.ready(grace);
+        Numbers { connections, users, ready, published, received, delivered }
+    })
+}
+
 /// Transport encryption, where files for it are configured.
 pub(super) fn encrypt(files: Option<&config::tls::Tls>) -> Result<Option<Arc<Tls>>, StartError> {
     let tls = files.cloned().map(Tls::new).transpose().map_err(StartError::Setting)?;
     Ok(tls.map(Arc::new))
 }
 
-type Broker = (Arc<dyn Publisher>, Box<dyn Feed>, Arc<dyn Store>);
+/// The seams to the broker.
+struct Broker {
+    publisher: Arc<dyn Publisher>,
+    history: Arc<dyn History>,
+    feed: Box<dyn Feed>,
+    store: Arc<dyn Store>,
+    inbound: Option<Arc<dyn Inbound>>,
+    ingest: Option<Arc<dyn Ingest>>,
+}
 
-fn broker(config: &Config) -> Result<Broker, StartError> {
-    match &config.redis {
-        None => {
-            let (publisher, feed) = MemoryBus::new(Capacity::default());
-            Ok((Arc::new(publisher), Box::new(feed), Arc::new(MemoryStore::default())))
-        }
-        Some(settings) => {
-            let redis = redis::connect(settings)
-                .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
-            let store = RedisStore::new(redis.commands, &settings.prefix);
-            Ok((Arc::new(redis.publisher), Box::new(redis.feed), Arc::new(store)))
-        }
-    }
+fn keeping(config: &Config) -> Keeping {
+    let config::History { events, bytes, ttl, meta_ttl } = config.history;
+    Keeping { events, bytes, ttl, meta_ttl }
+}
+
+fn broker(config: &Config, replica: &str) -> Result<Broker, StartError> {
+    let bounds = keeping(config);
+    let Some(settings) = &config.redis else {
+        let store = Arc::new(MemoryStore::default());
+        let (publisher, feed) = MemoryBus::new(Capacity::default(), bounds, Arc::clone(&store));
+        let publisher = Arc::new(publisher);
+        let history = Arc::clone(&publisher);
+        // Streams are Redis's; the configuration sees to it that none is asked for.
+        let (inbound, ingest) = (None, None);
+        return Ok(Broker { publisher, history, feed: Box::new(feed), store, inbound, ingest });
+    };
+    let redis = redis::connect(settings, bounds)
+        .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
+    let prefix = &settings.prefix;
+    let inbound = config
+        .inbound
+        .map(|stream| Arc::new(redis.inbound(prefix, stream.max_messages)) as Arc<dyn Inbound>);
+    let ingest = config.publish_stream.map(|stream| {
+        Arc::new(redis.ingest(prefix, stream.max_messages, replica)) as Arc<dyn Ingest>
+    });
+    let store = Arc::new(RedisStore::new(redis.commands, redis.names));
+    let publisher = Arc::new(redis.publisher);
+    let history = Arc::clone(&publisher);
+    Ok(Broker { publisher, history, feed: Box::new(redis.feed), store, inbound, ingest })
 }
 
 /// Word of sessions that end; `None` where no cookie is accepted.

@@ -2,16 +2,18 @@
 //! when a real Redis fails.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
 use secrecy::SecretString;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    BusError, Destination, Feed, Incoming, Message, Publisher,
+    Ask, BusError, Destination, Feed, History, Incoming, Message, Publisher,
     control::Kept,
     envelope::{self, Decoded},
     memory,
@@ -21,13 +23,14 @@ use super::{
 use crate::{
     config,
     event::{Channel, ConnectionId, Group, SessionKey, UserId},
+    history::Bounds,
     store::{
         Claim, IDEMPOTENCY_TTL, Store,
         memory::MemoryStore,
         redis::RedisStore,
         seats::{Taken, Wish},
     },
-    testing::{RedisServer, eventually},
+    testing::{RedisCluster, RedisServer, eventually},
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -36,44 +39,68 @@ const COMMAND_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// A bus and a store of one kind.
 struct Bus {
     publisher: Arc<dyn Publisher>,
+    history: Arc<dyn History>,
     feed: Box<dyn Feed>,
     store: Arc<dyn Store>,
+    /// Other replicas may share it.
+    is_shared: bool,
     redis: Option<RedisServer>,
 }
 
+/// What is kept where a test does not say.
+const BOUNDS: Bounds = Bounds {
+    events: 300,
+    bytes: 1024 * 1024,
+    ttl: Duration::from_secs(3_600),
+    meta_ttl: Duration::from_secs(86_400),
+};
+
 impl Bus {
-    fn in_memory() -> Self {
-        let (publisher, feed) = memory::MemoryBus::new(memory::Capacity::default());
+    fn in_memory(bounds: Bounds) -> Self {
+        let store = Arc::new(MemoryStore::default());
+        let capacity = memory::Capacity::default();
+        let (publisher, feed) = memory::MemoryBus::new(capacity, bounds, Arc::clone(&store));
+        let publisher = Arc::new(publisher);
         Self {
-            publisher: Arc::new(publisher),
+            history: Arc::clone(&publisher) as _,
+            publisher,
             feed: Box::new(feed),
-            store: Arc::new(MemoryStore::default()),
+            store,
+            is_shared: false,
             redis: None,
         }
     }
 
     async fn on_redis() -> Self {
-        Self::on(RedisServer::running().await, "")
+        Self::on(RedisServer::running().await, "", BOUNDS)
     }
 
     /// On this server, which need not run yet, with `credentials` (`name:password@`).
-    fn on(server: RedisServer, credentials: &str) -> Self {
+    fn on(server: RedisServer, credentials: &str, bounds: Bounds) -> Self {
+        let url = format!("redis://{credentials}127.0.0.1:{}", server.port);
+        Self { redis: Some(server), ..Self::connect(url, "ws:", bounds) }
+    }
+
+    fn connect(url: String, prefix: &str, bounds: Bounds) -> Self {
         let settings = config::Redis {
-            url: SecretString::from(format!("redis://{credentials}127.0.0.1:{}", server.port)),
+            url: SecretString::from(url),
             url_file: None,
-            prefix: "ws:".to_owned(),
+            prefix: prefix.to_owned(),
             connect_timeout: Duration::from_secs(2),
             command_timeout: COMMAND_TIMEOUT,
             inflight: 1_024,
             probe_interval: Duration::from_secs(1),
             probe_timeout: Duration::from_secs(2),
         };
-        let bus = redis::connect(&settings).unwrap();
+        let bus = redis::connect(&settings, bounds).unwrap();
+        let publisher = Arc::new(bus.publisher);
         Self {
-            publisher: Arc::new(bus.publisher),
+            history: Arc::clone(&publisher) as _,
+            publisher,
             feed: Box::new(bus.feed),
-            store: Arc::new(RedisStore::new(bus.commands, &settings.prefix)),
-            redis: Some(server),
+            store: Arc::new(RedisStore::new(bus.commands, bus.names)),
+            is_shared: true,
+            redis: None,
         }
     }
 
@@ -109,6 +136,13 @@ impl Bus {
         }
     }
 
+    /// Where the next message came, which must be a probe.
+    async fn probe(&mut self) -> Destination {
+        let (from, payload) = self.message().await;
+        assert_eq!(envelope::decode(&payload), Ok(Decoded::Probe("p".to_owned())));
+        from
+    }
+
     /// Reads until the subscription stands again; true if its loss was told.
     async fn resubscribed(&mut self) -> bool {
         let mut lost = false;
@@ -139,15 +173,26 @@ fn group(name: &str) -> Destination {
     Destination::Events(Channel::Group(Group::new(name).unwrap()))
 }
 
+fn probe(to: Destination) -> Message {
+    Message { to, payload: envelope::encode_probe("p").unwrap() }
+}
+
+type Promise = fn(Bus) -> LocalBoxFuture<'static, ()>;
+
 /// Each promise becomes one test in memory and one on Redis.
 macro_rules! promises {
     ($($(#[$doc:meta])* async fn $name:ident($bus:pat) $body:block)*) => {
         $($(#[$doc])* async fn $name($bus: Bus) $body)*
 
+        /// All of them, by name.
+        pub(in crate::bus::suite) fn promises() -> Vec<(&'static str, Promise)> {
+            vec![$((stringify!($name), |bus| Box::pin($name(bus)))),*]
+        }
+
         mod in_memory {
             $(#[tokio::test]
             async fn $name() {
-                super::$name(super::Bus::in_memory().ready().await).await;
+                super::$name(super::Bus::in_memory(super::BOUNDS).ready().await).await;
             })*
         }
 
@@ -159,6 +204,8 @@ macro_rules! promises {
         }
     };
 }
+
+mod kept;
 
 promises! {
     /// Also within one call, and between calls.
@@ -195,8 +242,12 @@ promises! {
         for to in &all {
             bus.publish(to, format!("{to:?}")).await.unwrap();
         }
-        for to in &all {
-            assert_eq!(bus.message().await, (to.clone(), Bytes::from(format!("{to:?}"))));
+        // The order holds for each channel, not between them.
+        let mut expected: HashMap<Destination, String> =
+            all.into_iter().map(|to| (to.clone(), format!("{to:?}"))).collect();
+        while !expected.is_empty() {
+            let (to, payload) = bus.message().await;
+            assert_eq!(expected.remove(&to).map(Bytes::from), Some(payload), "{to:?}");
         }
         bus.is_silent().await;
     }
@@ -215,9 +266,17 @@ promises! {
     }
 
     async fn a_probe_comes_back(mut bus) {
-        let message = Message { to: Destination::UserProbe, payload: "p".into() };
-        bus.publisher.probe(message).await.unwrap();
-        assert_eq!(bus.message().await, (Destination::UserProbe, Bytes::from("p")));
+        for to in [
+            Destination::UserProbe,
+            Destination::GroupProbe,
+            Destination::Control,
+            Destination::Events(Channel::Broadcast),
+        ] {
+            bus.publisher.probe(probe(to.clone())).await.unwrap();
+            assert_eq!(bus.probe().await, to);
+        }
+        let asks = vec![Ask { channel: Channel::Broadcast, after: None, most: 0 }];
+        assert_eq!(bus.history.read(asks).await.unwrap()[0].last, None, "nothing was kept");
     }
 
     /// Whoever polls the feed in a `select!` drops most of its futures.
@@ -359,7 +418,7 @@ promises! {
         assert!(!kept.hole, "{kept:?}");
         let kept = kept.orders;
         assert!(kept.iter().all(|(id, _)| *id == places[1]), "{kept:?}");
-        assert_eq!(kept.len(), usize::from(bus.redis.is_some()));
+        assert_eq!(kept.len(), usize::from(bus.is_shared));
         for (_, payload) in kept {
             let Ok(Decoded::Order(given)) = envelope::decode(&payload) else { panic!() };
             assert_eq!(given.id, Some(places[1]));
@@ -384,12 +443,25 @@ promises! {
     }
 }
 
+/// Every promise, on three masters that share the slots. One cluster serves them all, each under a
+/// prefix of its own.
+#[tokio::test]
+async fn all_promises_hold_on_a_cluster() {
+    let cluster = RedisCluster::running().await;
+    let all = promises().into_iter().chain(kept::promises());
+    for (n, (name, promise)) in all.enumerate() {
+        println!("{name}");
+        let bus = Bus::connect(cluster.url(), &format!("p{n}:"), BOUNDS);
+        promise(bus.ready().await).await;
+    }
+}
+
 #[tokio::test]
 async fn a_full_memory_bus_refuses_in_time() {
     let capacity =
         memory::Capacity { messages: 10, bytes: 100, patience: Duration::from_millis(50) };
     for (count, size) in [(11, 1), (2, 60)] {
-        let (publisher, mut feed) = memory::MemoryBus::new(capacity);
+        let (publisher, mut feed) = memory::MemoryBus::new(capacity, BOUNDS, Arc::default());
         let message = || Message { to: user("alice"), payload: vec![b'x'; size].into() };
         for _ in 1..count {
             publisher.publish(vec![message()]).await.unwrap();
@@ -455,10 +527,10 @@ async fn every_key_of_the_store_expires() {
     bus.store.claim("a", "f", SOON).await.unwrap();
     bus.store.claim("b", "f", SOON).await.unwrap();
     bus.store.settle("b", "f", "answer", IDEMPOTENCY_TTL).await.unwrap();
-    let probe = Message { to: Destination::Control, payload: "p".into() };
-    bus.publisher.probe(probe).await.unwrap();
+    bus.publisher.probe(probe(Destination::Control)).await.unwrap();
     let server = bus.server();
-    assert_eq!(server.command(&["DBSIZE"]).await, ":2\r\n");
+    // The third is the epoch.
+    assert_eq!(server.command(&["DBSIZE"]).await, ":3\r\n");
     for (key, limit) in [("a", SOON), ("b", IDEMPOTENCY_TTL)] {
         let answer = server.command(&["PTTL", &format!("ws:idempotency:{key}")]).await;
         let ttl: u64 = answer.trim().trim_start_matches(':').parse().unwrap();
@@ -468,12 +540,12 @@ async fn every_key_of_the_store_expires() {
 
 #[tokio::test]
 async fn redis_may_come_later() {
-    let mut bus = Bus::on(RedisServer::absent(), "");
+    let mut bus = Bus::on(RedisServer::absent(), "", BOUNDS);
     let begun = Instant::now();
     assert!(matches!(bus.publish(&user("a"), "early").await, Err(BusError::Away(_))));
-    let probe = Message { to: Destination::Control, payload: "p".into() };
-    assert!(matches!(bus.publisher.probe(probe).await, Err(BusError::Away(_))));
-    assert!(begun.elapsed() < Duration::from_millis(100), "refused at once");
+    let refused = bus.publisher.probe(probe(Destination::Control)).await;
+    assert!(matches!(refused, Err(BusError::Away(_))));
+    assert!(begun.elapsed() < Duration::from_millis(100), "refused at once: {:?}", begun.elapsed());
     assert!(timeout(Duration::from_millis(500), bus.feed.next()).await.is_err());
     bus.server().start().await;
     let mut bus = bus.ready().await;
@@ -574,8 +646,7 @@ async fn a_read_only_replica_is_refused() {
     let mut bus = Bus::on_redis().await.ready().await;
     let other = RedisServer::running().await;
     bus.server().command(&["REPLICAOF", "127.0.0.1", &other.port.to_string()]).await;
-    let probe = || Message { to: Destination::Control, payload: "p".into() };
-    let refused = bus.publisher.probe(probe()).await;
+    let refused = bus.publisher.probe(probe(Destination::Control)).await;
     assert!(
         matches!(&refused, Err(BusError::Refused(why)) if why.contains("READONLY")),
         "{refused:?}"
@@ -585,21 +656,25 @@ async fn a_read_only_replica_is_refused() {
 
     bus.server().command(&["REPLICAOF", "NO", "ONE"]).await;
     bus.up().await;
-    bus.publisher.probe(probe()).await.unwrap();
+    bus.publisher.probe(probe(Destination::Control)).await.unwrap();
 }
 
-/// A full Redis still delivers: nothing is stored by a publish.
+/// A full Redis still carries words between replicas. Events and probes need room, so that it
+/// shows.
 #[tokio::test]
-async fn a_full_redis_still_delivers() {
+async fn a_full_redis_still_delivers_words() {
     let mut bus = Bus::on_redis().await.ready().await;
     bus.server().command(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    let probe = Message { to: Destination::Control, payload: "p".into() };
-    bus.publisher.probe(probe).await.unwrap();
-    assert_eq!(bus.message().await.1, Bytes::from("p"));
     bus.is_silent().await;
+    let refused = bus.publisher.probe(probe(Destination::UserProbe)).await;
+    assert!(matches!(&refused, Err(BusError::Refused(why)) if why.contains("OOM")), "{refused:?}");
     let refused = bus.store.claim("k", "f", SOON).await;
     assert!(matches!(&refused, Err(BusError::Refused(why)) if why.contains("OOM")), "{refused:?}");
     assert!(bus.publisher.is_up());
+    bus.server().command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    bus.publisher.probe(probe(Destination::UserProbe)).await.unwrap();
+    assert_eq!(bus.probe().await, Destination::UserProbe);
+    bus.is_silent().await;
 }
 
 /// What is no text is passed on to be counted, and hides nothing after it; what was lost is told.
@@ -634,7 +709,7 @@ async fn garbled_orders_and_holes_are_seen() {
 /// A user without the right to the channels: no false success, no storm of tries.
 #[tokio::test]
 async fn a_missing_right_is_not_taken_for_a_subscription() {
-    let mut bus = Bus::on(RedisServer::absent(), "limited:secret@");
+    let mut bus = Bus::on(RedisServer::absent(), "limited:secret@", BOUNDS);
     let server = bus.server();
     server.start().await;
     let rights = ["resetchannels", "&ws:user:*", "&ws:broadcast", "&ws:control"];
@@ -687,35 +762,25 @@ async fn a_missing_right_is_not_taken_for_a_subscription() {
 /// A user who may do nothing that is not needed.
 #[tokio::test]
 async fn the_least_rights_suffice() {
-    let mut bus = Bus::on(RedisServer::absent(), "least:p%40ss@");
+    let mut bus = Bus::on(RedisServer::absent(), "least:p%40ss@", BOUNDS);
     let server = bus.server();
     server.start().await;
-    let rule = [
-        "ACL",
-        "SETUSER",
-        "least",
-        "on",
-        ">p@ss",
-        "resetchannels",
-        "~ws:*",
-        "&ws:user:*",
-        "&ws:group:*",
-        "&ws:broadcast",
-        "&ws:control",
-        "+ping",
-        "+subscribe",
-        "+psubscribe",
-        "+publish",
-        "+del",
-        "+eval",
-        "+get",
-        "+set",
-    ];
+    let hint = redis::Names::new("ws:", false).acl_hint();
+    let mut rule =
+        vec!["ACL", "SETUSER", "least", "on", ">p@ss", "resetkeys", "resetchannels", "-@all"];
+    rule.extend(hint.split(' '));
     assert_eq!(server.command(&rule).await, "+OK\r\n");
+    let readme = include_str!("../../README.md");
+    assert!(readme.contains(redis::COMMANDS), "the README says something else: {hint}");
     let mut bus = bus.ready().await;
     bus.is_silent().await;
     assert_eq!(bus.store.claim("k", "f", SOON).await.unwrap(), Claim::Fresh);
     bus.store.release("k").await.unwrap();
+    for to in [Destination::UserProbe, Destination::Control] {
+        bus.publisher.probe(probe(to.clone())).await.unwrap();
+        assert_eq!(bus.probe().await, to);
+    }
+    kept::a_life_with(bus).await;
 }
 
 #[tokio::test]
@@ -742,6 +807,6 @@ fn a_malformed_address_does_not_leak_its_password() {
         probe_interval: SOON,
         probe_timeout: SOON,
     };
-    let error = redis::connect(&settings).unwrap_err().to_string();
+    let error = redis::connect(&settings, BOUNDS).unwrap_err().to_string();
     assert!(!error.contains("hush"), "{error}");
 }

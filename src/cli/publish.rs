@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{
     failure::{self, Failure},
     remote,
-    token::{group, user},
+    token::{group, ttl, user},
 };
 use crate::{
     config::{Profile, Sources, secrets::DEVELOPMENT_KEY},
@@ -53,6 +53,18 @@ pub(super) struct Publish {
     /// Only for those who are connected now: it is never kept
     #[arg(long, help_heading = "Event")]
     transient: bool,
+    /// Not replayed any more after this time, such as 10m
+    #[arg(
+        long,
+        value_name = "TIME",
+        value_parser = ttl,
+        conflicts_with = "transient",
+        help_heading = "Event"
+    )]
+    ttl: Option<Duration>,
+    /// Repeated under the same key within 5 minutes, it is published once
+    #[arg(long, value_name = "KEY", help_heading = "Event")]
+    idempotency_key: Option<String>,
     /// The event's data, any JSON, or - to read it from standard input
     #[arg(value_name = "JSON")]
     data: String,
@@ -76,6 +88,8 @@ struct Body<'a> {
     sender: Option<&'a str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     transient: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl_seconds: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -99,11 +113,14 @@ impl Publish {
         let url = endpoint(self.url.as_deref().or_else(|| sources.var("BELFRY_URL")))?;
         let key = api_key(sources)?;
         remote::block_on(async {
-            let request = remote::http(TIMEOUT, |client| self.trust.apply(client, sources))?
+            let mut request = remote::http(TIMEOUT, |client| self.trust.apply(client, sources))?
                 .post(&url)
                 .bearer_auth(key)
                 .header("content-type", "application/json")
                 .body(body);
+            if let Some(key) = &self.idempotency_key {
+                request = request.header("idempotency-key", key);
+            }
             let response = request.send().await.map_err(|error| {
                 let cause = remote::chain(&error.without_url());
                 Failure::new(format!("cannot reach {url}: {cause}; is `belfry serve` running?"))
@@ -143,6 +160,8 @@ impl Publish {
             data,
             sender: self.sender.as_deref(),
             transient: self.transient,
+            // Rounded up: 0 would be no time at all.
+            ttl_seconds: self.ttl.map(|ttl| ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)),
         };
         serde_json::to_string(&body).map_err(bad)
     }
@@ -187,6 +206,8 @@ mod tests {
             kind: "t".to_owned(),
             sender: None,
             transient: false,
+            ttl: None,
+            idempotency_key: None,
             data: data.to_owned(),
             url: None,
             trust: remote::Trust::default(),
@@ -205,6 +226,11 @@ mod tests {
         assert_eq!(
             several.body().unwrap(),
             r#"{"to":{"users":["a","b"]},"type":"t","data":1e400,"transient":true}"#
+        );
+        let short = Publish { ttl: Some(Duration::from_millis(1_500)), ..publish("1") };
+        assert_eq!(
+            short.body().unwrap(),
+            r#"{"to":{"broadcast":true},"type":"t","data":1,"ttl_seconds":2}"#
         );
         let group = Publish { group: Some(group("g").unwrap()), ..publish("null") };
         assert_eq!(group.body().unwrap(), r#"{"to":{"group":"g"},"type":"t","data":null}"#);

@@ -64,7 +64,7 @@ pub(super) fn group(text: &str) -> Result<Group, String> {
     Group::new(text).map_err(|error| error.to_string())
 }
 
-fn ttl(text: &str) -> Result<Duration, String> {
+pub(super) fn ttl(text: &str) -> Result<Duration, String> {
     match units::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be longer than nothing".to_owned()),
         Ok(ttl) => Ok(ttl),

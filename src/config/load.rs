@@ -5,13 +5,13 @@ use std::{num::NonZero, path::PathBuf, time::Duration};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
-    Api, ApiKey, Auth, Config, Drain, Faults, Internal, Jwks, Limits, Log, LogFormat, Method,
-    Profile, Public, Ready, Redis, Reject, Reserved, Scope, Session, SessionFormat, Sources,
+    Api, ApiKey, Auth, Config, Drain, Faults, History, Internal, Jwks, Limits, Log, LogFormat,
+    Method, Profile, Public, Ready, Redis, Reject, Scope, Session, SessionFormat, Sources,
     UserPolicy,
     fault::Problem,
     gate, layers,
     reader::{Reader, quoted, quoted_list},
-    rules, secrets, tls,
+    rules, secrets, streams, tls,
 };
 
 pub use super::reader::Setting;
@@ -67,8 +67,10 @@ pub fn load_with_origins(sources: &Sources) -> Result<Loaded, Faults> {
             spread: reader.duration("drain.spread", ZERO..=HOUR),
         },
         log: log(&mut reader),
-        reserved: reserved(&mut reader),
+        history: history(&mut reader),
         gate: gate::read(&mut reader),
+        inbound: streams::read(&mut reader, "inbound", has_redis),
+        publish_stream: streams::read(&mut reader, "publish_stream", has_redis),
     };
     across(&config, &mut reader);
     if reader.faults.is_empty() {
@@ -318,6 +320,7 @@ fn limits(reader: &mut Reader) -> Limits {
         groups: reader.count("limits.groups", 1..=1024),
         data_bytes: reader.size("limits.data_bytes", 64..=16 * MIB),
         body_bytes: reader.size("limits.body_bytes", 1024..=64 * MIB),
+        batch_bytes: reader.size("limits.batch_bytes", 1024..=64 * MIB),
         connections_per_user: reader.count("limits.connections_per_user", 0..=1_000_000),
         user_policy: reader.choice(
             "limits.user_policy",
@@ -335,10 +338,12 @@ fn log(reader: &mut Reader) -> Log {
     }
 }
 
-fn reserved(reader: &mut Reader) -> Reserved {
-    Reserved {
-        history_events: reader.count("history.events", 0..=100_000),
-        history_ttl: reader.duration("history.ttl", Duration::from_secs(1)..=30 * DAY),
+fn history(reader: &mut Reader) -> History {
+    History {
+        events: reader.count("history.events", 0..=100_000),
+        bytes: reader.size("history.bytes", 1024..=1024 * MIB),
+        ttl: reader.duration("history.ttl", Duration::from_secs(1)..=30 * DAY),
+        meta_ttl: reader.duration("history.meta_ttl", Duration::from_secs(1)..=365 * DAY),
     }
 }
 
@@ -353,12 +358,21 @@ fn across(config: &Config, reader: &mut Reader) {
         let advice = "give each listener its own port: the internal one is not for browsers";
         reader.fault("internal.bind", Problem::new(what, advice));
     }
-    let sizes = ["limits.body_bytes", "limits.data_bytes"];
-    if config.limits.body_bytes < config.limits.data_bytes
-        && sizes.iter().all(|key| reader.is_good(key))
-    {
-        let what = "is below limits.data_bytes, which a body must hold";
-        reader.fault("limits.body_bytes", Problem::new(what, "raise it, or lower the other"));
+    let bodies = [
+        ("limits.body_bytes", config.limits.body_bytes),
+        ("limits.batch_bytes", config.limits.batch_bytes),
+    ];
+    for (key, bytes) in bodies {
+        let good = [key, "limits.data_bytes"].iter().all(|key| reader.is_good(key));
+        if good && bytes < config.limits.data_bytes {
+            let what = "is below limits.data_bytes, which a body must hold";
+            reader.fault(key, Problem::new(what, "raise it, or lower the other"));
+        }
+    }
+    let times = ["history.ttl", "history.meta_ttl"];
+    if config.history.meta_ttl < config.history.ttl && times.iter().all(|key| reader.is_good(key)) {
+        let what = "is below history.ttl, the time events are kept";
+        reader.fault("history.meta_ttl", Problem::new(what, "raise it, or lower the other"));
     }
 }
 

@@ -17,6 +17,7 @@ mod reader;
 pub(crate) mod rules;
 pub mod secrets;
 pub mod show;
+pub mod streams;
 pub mod tls;
 pub mod units;
 mod unknown;
@@ -57,10 +58,14 @@ pub struct Config {
     pub drain: Drain,
     /// Log lines.
     pub log: Log,
-    /// Checked, and without effect in this version.
-    pub reserved: Reserved,
+    /// What is kept of each channel.
+    pub history: History,
     /// How fast and how often clients may come.
     pub gate: gate::Gate,
+    /// `[inbound]`: where messages of clients go. `None`: nowhere.
+    pub inbound: Option<streams::Stream>,
+    /// `[publish_stream]`: where back ends may write events. `None`: nowhere.
+    pub publish_stream: Option<streams::Stream>,
 }
 
 /// `[public]`
@@ -368,8 +373,10 @@ pub struct Limits {
     pub groups: usize,
     /// Longest `data` of an event, in bytes.
     pub data_bytes: usize,
-    /// Longest body of `POST /v1/events`, in bytes.
+    /// Longest body of a request to the API, in bytes.
     pub body_bytes: usize,
+    /// Longest body of a request with many events, in bytes.
+    pub batch_bytes: usize,
     /// Connections of one user over all replicas; 0 means no limit of its own.
     pub connections_per_user: usize,
     /// What happens beyond that.
@@ -410,12 +417,15 @@ pub enum LogFormat {
     Json,
 }
 
-/// Keys that deployments may set already, although what they govern is not built yet: they are
-/// parsed and checked, so that a value that is good today stays good.
+/// `[history]`: what is kept of each channel.
 #[derive(Clone, Debug)]
-pub struct Reserved {
-    /// `history.events`: events to keep per channel.
-    pub history_events: usize,
-    /// `history.ttl`: how long to keep them.
-    pub history_ttl: Duration,
+pub struct History {
+    /// Events; 0 keeps nothing.
+    pub events: usize,
+    /// Bytes.
+    pub bytes: usize,
+    /// Time.
+    pub ttl: Duration,
+    /// How long a channel's last id is remembered; not shorter than `ttl`.
+    pub meta_ttl: Duration,
 }

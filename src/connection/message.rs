@@ -10,7 +10,9 @@ pub(super) enum ClientMessage {
     Pong,
     /// `{"type":"belfry.token","token":"…"}`; `None` without a string there.
     Token(Option<String>),
-    /// Any other JSON object.
+    /// `{"type":"ping"}` or `{"type":"belfry.…"}`: a word of Belfry's that means nothing here.
+    Reserved,
+    /// Any other JSON object: a message for back ends.
     Other,
     /// Not one JSON object.
     Invalid,
@@ -36,6 +38,7 @@ impl ClientMessage {
                 (Some("pong"), _) => Self::Pong,
                 (Some("belfry.token"), Value::String(token)) => Self::Token(Some(token)),
                 (Some("belfry.token"), _) => Self::Token(None),
+                (Some(kind), _) if is_reserved(kind) => Self::Reserved,
                 _ => Self::Other,
             },
             // A member that stands there twice is still an object.
@@ -43,6 +46,11 @@ impl ClientMessage {
             Err(_) => Self::Invalid,
         }
     }
+}
+
+/// As the API refuses them, so that a later version can give them a meaning.
+fn is_reserved(kind: &str) -> bool {
+    kind == "ping" || kind.starts_with("belfry.")
 }
 
 fn is_json(text: &[u8]) -> bool {
@@ -63,6 +71,10 @@ mod tests {
             ),
             (r#"{"type":"belfry.token"}"#, ClientMessage::Token(None)),
             (r#"{"type":"belfry.token","token":7}"#, ClientMessage::Token(None)),
+            (r#"{"type":"ping"}"#, ClientMessage::Reserved),
+            (r#"{"type":"belfry.order"}"#, ClientMessage::Reserved),
+            (r#"{"type":"belfry"}"#, ClientMessage::Other),
+            (r#"{"type":"chat","type":"belfry.x"}"#, ClientMessage::Other),
             (r#"{"type":7}"#, ClientMessage::Other),
             (r#" {"a":[1,{}]} "#, ClientMessage::Other),
             ("{}", ClientMessage::Other),

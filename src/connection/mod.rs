@@ -7,6 +7,7 @@ use std::{
     future::Future,
     num::NonZeroU32,
     rc::Rc,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -16,12 +17,17 @@ use rand::Rng as _;
 use tokio::time::Instant;
 
 use crate::{
-    event::{Advice, CloseCause, Principal},
+    bus::{
+        BusError,
+        inbound::Outlet,
+        replays::{Replays, Since},
+    },
+    event::{Advice, Channel, CloseCause, Group, Principal},
     frame::{self, Frame, Notice},
     net::Link,
     outbox::{Outbox, Push, Signal},
     rate::Bucket,
-    registry::{Permit, Registration},
+    registry::{Permit, Registration, Start},
     telemetry::{DropReason, Metrics},
     timer::Timer,
 };
@@ -29,17 +35,23 @@ use crate::{
 mod flood;
 mod guard;
 mod message;
+mod replay;
 pub mod session;
+pub mod sse;
 pub mod websocket;
 
 pub use flood::Allowance;
 
 use flood::Flood;
 use message::ClientMessage;
+use replay::Replay;
 use session::{Session, Step};
 
 /// How long a peer has to answer a close and to read what is left, before it is reset.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// When a client that does not speak comes back with a new credential.
+const RENEWED: Duration = Duration::from_secs(1);
 
 /// Each renewal costs a signature and a question to Redis: a connection has one a second.
 const RENEWALS: Duration = Duration::from_secs(1);
@@ -67,6 +79,10 @@ pub enum Received {
 
 /// The incoming side of a transport.
 pub trait Inbound {
+    /// Whether the client can say anything once it is connected. One that cannot is asked for no
+    /// sign of life, and its answer to a close is not waited for.
+    const SPEAKS: bool = true;
+
     /// The next thing the client sent; `None` when nothing more can come. Cancel safe.
     fn next(&mut self) -> impl Future<Output = Option<Received>>;
 }
@@ -107,6 +123,10 @@ pub struct Settings {
     pub metrics: Metrics,
     /// What a client may send; `None`: as much as it likes.
     pub inbound: Option<Allowance>,
+    /// Where messages of clients go; `None`: nowhere.
+    pub outlet: Option<Outlet>,
+    /// Reads what connections missed.
+    pub replays: Arc<Replays>,
 }
 
 /// A connection that was let in.
@@ -119,6 +139,8 @@ pub struct Connection<I> {
     pub link: Link,
     /// Its place in the registry.
     pub registration: Registration,
+    /// It asked for what it missed, and is told when it has everything.
+    pub resumes: bool,
     /// Its place in the process, kept until the socket is gone: a drain waits for it.
     pub permit: Permit,
     /// Its deadline.
@@ -141,6 +163,7 @@ impl<I: Inbound> Connection<I> {
             outbox,
             link,
             registration,
+            resumes,
             permit,
             timer,
             principal,
@@ -151,16 +174,22 @@ impl<I: Inbound> Connection<I> {
         let mut live = Live {
             session: Session::new(Instant::now(), settings.heartbeat, settings.leeway),
             outbox: Rc::clone(&outbox),
-            registration,
+            registration: Rc::new(registration),
             principal,
             settings: Rc::clone(&settings),
+            replay: None,
+            replay_again: false,
             pending: None,
             flood: Flood::new(settings.inbound),
             renewals: Bucket::new(NonZeroU32::MIN, RENEWALS, RENEWALS_AT_ONCE),
             look_again: false,
         };
+        live.catch_up(resumes);
         live.plan_recheck();
         live.session.expires(moment(live.principal.expires));
+        if !I::SPEAKS {
+            live.session.expects_nothing();
+        }
         let end = live.run(&mut inbound, &timer).await;
         // Out of the registry before the farewell: nothing is delivered after it.
         drop(live);
@@ -202,9 +231,13 @@ impl End {
 struct Live {
     session: Session,
     outbox: Rc<Outbox>,
-    registration: Registration,
+    registration: Rc<Registration>,
     principal: Principal,
     settings: Rc<Settings>,
+    /// What brings the connection to where this replica is, while it is behind.
+    replay: Option<LocalBoxFuture<'static, ()>>,
+    /// It fell behind again meanwhile.
+    replay_again: bool,
     /// A question about the credential that is under way; there is one at a time.
     pending: Option<LocalBoxFuture<'static, Answer>>,
     flood: Flood,
@@ -216,8 +249,8 @@ struct Live {
 
 /// The answer to a question about the credential.
 enum Answer {
-    Renewed(Result<Principal, &'static str>),
-    Rechecked(Standing),
+    Renewed(Result<(Principal, Vec<Start>), &'static str>),
+    Rechecked(Standing, Vec<Start>),
 }
 
 impl Live {
@@ -235,6 +268,7 @@ impl Live {
                     signal = self.outbox.signalled() => self.signal(signal),
                     received = inbound.next() => self.received(received),
                     answer = answer(&mut self.pending) => self.answered(answer),
+                    () = caught_up(&mut self.replay) => self.caught_up(),
                 };
                 match step {
                     Next::Go => {}
@@ -281,8 +315,35 @@ impl Live {
                 self.recheck();
                 Next::Go
             }
+            Signal::CatchUp => {
+                self.catch_up(false);
+                Next::Go
+            }
             Signal::Due => Next::Settle,
         }
+    }
+
+    /// Brings the connection to where this replica is, if it is behind.
+    fn catch_up(&mut self, asked: bool) {
+        if self.replay.is_some() {
+            self.replay_again = true;
+        } else if asked || !self.registration.behind().is_empty() {
+            let replay = Replay {
+                registration: Rc::clone(&self.registration),
+                outbox: Rc::clone(&self.outbox),
+                replays: Arc::clone(&self.settings.replays),
+                asked,
+            };
+            self.replay = Some(Box::pin(replay.run()));
+        }
+    }
+
+    fn caught_up(&mut self) -> Next {
+        self.replay = None;
+        if std::mem::take(&mut self.replay_again) {
+            self.catch_up(false);
+        }
+        Next::Go
     }
 
     fn received(&mut self, received: Option<Received>) -> Next {
@@ -311,10 +372,23 @@ impl Live {
             ClientMessage::Token(None) => {
                 self.say(&Notice::RenewalFailed { reason: "invalid" }.frame());
             }
-            ClientMessage::Other => self.settings.metrics.dropped(DropReason::InboundUnread, 1),
+            ClientMessage::Reserved => self.settings.metrics.dropped(DropReason::InboundUnread, 1),
+            ClientMessage::Other => {
+                if let Err(reason) = self.forward(text) {
+                    self.settings.metrics.dropped(reason, 1);
+                }
+            }
             ClientMessage::Invalid => self.settings.metrics.dropped(DropReason::InboundInvalid, 1),
         }
         Next::Go
+    }
+
+    fn forward(&self, text: &[u8]) -> Result<(), DropReason> {
+        let id = self.registration.connection();
+        let (Some(outlet), Some(id)) = (&self.settings.outlet, id) else {
+            return Err(DropReason::InboundUnread);
+        };
+        outlet.send(&self.principal.user, id, text)
     }
 
     fn renew(&mut self, token: String) {
@@ -325,7 +399,17 @@ impl Live {
             return self.say(&Notice::RenewalFailed { reason: "too_often" }.frame());
         }
         let renewal = self.settings.credentials.renew(token);
-        self.pending = Some(Box::pin(async move { Answer::Renewed(renewal.await) }));
+        let begin = self.beginning();
+        self.pending = Some(Box::pin(async move {
+            let principal = match renewal.await {
+                Ok(principal) => principal,
+                Err(reason) => return Answer::Renewed(Err(reason)),
+            };
+            match begin.groups(&principal.groups).await {
+                Ok(starts) => Answer::Renewed(Ok((principal, starts))),
+                Err(_away) => Answer::Renewed(Err("unavailable")),
+            }
+        }));
     }
 
     fn recheck(&mut self) {
@@ -333,7 +417,17 @@ impl Live {
             self.look_again = true;
         } else if self.principal.cookie.is_some() {
             let look = self.settings.credentials.recheck(&self.principal);
-            self.pending = Some(Box::pin(async move { Answer::Rechecked(look.await) }));
+            let begin = self.beginning();
+            self.pending = Some(Box::pin(async move {
+                let standing = look.await;
+                let Standing::Holds(principal) = &standing else {
+                    return Answer::Rechecked(standing, Vec::new());
+                };
+                match begin.groups(&principal.groups).await {
+                    Ok(starts) => Answer::Rechecked(standing, starts),
+                    Err(_away) => Answer::Rechecked(Standing::Unknown, Vec::new()),
+                }
+            }));
         }
     }
 
@@ -346,8 +440,8 @@ impl Live {
     fn answered(&mut self, answer: Answer) -> Next {
         self.pending = None;
         match answer {
-            Answer::Renewed(Ok(principal)) if principal.user == self.principal.user => {
-                self.adopt(principal);
+            Answer::Renewed(Ok((principal, starts))) if principal.user == self.principal.user => {
+                self.adopt(principal, starts);
                 self.plan_recheck();
                 let left = self
                     .principal
@@ -361,12 +455,12 @@ impl Live {
                 let reason = renewed.err().unwrap_or("other_user");
                 self.say(&Notice::RenewalFailed { reason }.frame());
             }
-            Answer::Rechecked(Standing::Holds(principal)) => {
-                self.adopt(*principal);
+            Answer::Rechecked(Standing::Holds(principal), starts) => {
+                self.adopt(*principal, starts);
                 self.plan_recheck();
             }
-            Answer::Rechecked(Standing::Unknown) => self.plan_recheck(),
-            Answer::Rechecked(Standing::Ended) => {
+            Answer::Rechecked(Standing::Unknown, _) => self.plan_recheck(),
+            Answer::Rechecked(Standing::Ended, _) => {
                 return Next::End(End::Ours(CloseCause::SessionEnded, None));
             }
         }
@@ -377,10 +471,43 @@ impl Live {
     }
 
     /// Stands on this credential from now on.
-    fn adopt(&mut self, principal: Principal) {
+    fn adopt(&mut self, principal: Principal, starts: Vec<Start>) {
         self.session.expires(moment(principal.expires));
-        self.registration.update(principal.session, principal.groups.clone().into());
+        let groups = principal.groups.clone().into();
+        self.registration.update(principal.session, groups, starts);
         self.principal = principal;
+        self.catch_up(false);
+    }
+
+    fn beginning(&self) -> Beginning {
+        Beginning {
+            known: self.principal.groups.clone(),
+            replays: Arc::clone(&self.settings.replays),
+        }
+    }
+}
+
+/// Where a connection begins in groups that it did not have.
+struct Beginning {
+    known: Vec<Group>,
+    replays: Arc<Replays>,
+}
+
+impl Beginning {
+    async fn groups(&self, groups: &[Group]) -> Result<Vec<Start>, BusError> {
+        let new = groups.iter().filter(|group| !self.known.contains(group));
+        let channels: Vec<Channel> = new.cloned().map(Channel::Group).collect();
+        if channels.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(self.replays.open(&channels, &Since::Now).await?.starts)
+    }
+}
+
+async fn caught_up(replay: &mut Option<LocalBoxFuture<'static, ()>>) {
+    match replay {
+        Some(replay) => replay.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -401,13 +528,14 @@ enum Next {
 
 /// Says goodbye, waits for the peer's own close or its end, and sees to it that the socket goes
 /// whatever the peer does.
-async fn part(end: End, inbound: &mut impl Inbound, outbox: &Outbox, link: &Link) {
+async fn part<I: Inbound>(end: End, inbound: &mut I, outbox: &Outbox, link: &Link) {
     let deadline = Instant::now() + FAREWELL;
     let answered = match &end {
         End::Ours(CloseCause::Gone, _) => true,
         End::Ours(cause, detail) => {
             let slow = *cause == CloseCause::SlowConsumer;
-            let last = frame::farewell(*cause, retry_after(*cause), detail.as_deref());
+            let retry_after = retry_after(*cause, I::SPEAKS);
+            let last = frame::farewell(*cause, retry_after, detail.as_deref());
             outbox.finish(last, slow);
             false
         }
@@ -420,8 +548,11 @@ async fn part(end: End, inbound: &mut impl Inbound, outbox: &Outbox, link: &Link
             true
         }
     };
-    let ended =
-        if answered { Ended::Closed } else { closed_by_peer(inbound, outbox, deadline).await };
+    let ended = match answered {
+        true => Ended::Closed,
+        false if !I::SPEAKS => Ended::Mute,
+        false => closed_by_peer(inbound, outbox, deadline).await,
+    };
     match ended {
         Ended::Closed => {
             outbox.end();
@@ -429,10 +560,18 @@ async fn part(end: End, inbound: &mut impl Inbound, outbox: &Outbox, link: &Link
         }
         // The peer may still be sending. Closing over unread input would reset the connection and
         // the peer never see the code, so actix reads and discards for a while before it closes.
-        Ended::Faulted => outbox.end(),
+        // Nor may the socket end before all is handed to it, which only the end of the body tells.
+        Ended::Faulted | Ended::Mute => outbox.end(),
         Ended::Silent => link.reset(),
     }
-    let gone = async { while outbox.signalled().await != Signal::Gone {} };
+    let gone = async {
+        if I::SPEAKS {
+            while outbox.signalled().await != Signal::Gone {}
+        } else {
+            // A body that has ended is gone, and its last bytes may still wait for the peer.
+            link.closed().await;
+        }
+    };
     if tokio::time::timeout_at(deadline, gone).await.is_err() {
         link.reset();
     }
@@ -444,6 +583,8 @@ enum Ended {
     Closed,
     /// What it sends cannot be understood (any more).
     Faulted,
+    /// It cannot answer.
+    Mute,
     /// Neither in time.
     Silent,
 }
@@ -467,12 +608,16 @@ async fn closed_by_peer(inbound: &mut impl Inbound, outbox: &Outbox, deadline: I
     tokio::time::timeout_at(deadline, closed).await.unwrap_or(Ended::Silent)
 }
 
-/// When to come back, spread over half to one and a half of the advice.
-fn retry_after(cause: CloseCause) -> Option<u64> {
-    match cause.advice() {
-        Advice::Return(middle) => Some(millis(middle.mul_f64(rand::rng().random_range(0.5..1.5)))),
-        Advice::Renew | Advice::Stay => None,
-    }
+/// When to come back, spread over half to one and a half of the advice. A client that does not speak
+/// is told no more than this: it comes back with the credential that it has by then, and the answer
+/// to its request says whether that holds.
+fn retry_after(cause: CloseCause, speaks: bool) -> Option<u64> {
+    let middle = match cause.advice() {
+        Advice::Return(middle) => middle,
+        Advice::Renew if !speaks => RENEWED,
+        Advice::Renew | Advice::Stay => return None,
+    };
+    Some(millis(middle.mul_f64(rand::rng().random_range(0.5..1.5))))
 }
 
 /// A time of day as a moment of the clock that timers use; `None` when there is no end, or none

@@ -35,6 +35,8 @@ pub struct Session {
     warned: bool,
     leave: Option<Instant>,
     recheck: Option<Instant>,
+    /// The peer cannot answer.
+    mute: bool,
 }
 
 impl Session {
@@ -50,7 +52,14 @@ impl Session {
             warned: false,
             leave: None,
             recheck: None,
+            mute: false,
         }
+    }
+
+    /// The peer has no way to say anything: it hears of us once a heartbeat, and nothing is expected
+    /// of it. That it is gone shows in what cannot be written.
+    pub fn expects_nothing(&mut self) {
+        self.mute = true;
     }
 
     /// The credential's end; `None` if it has none. A renewal sets it anew.
@@ -97,7 +106,11 @@ impl Session {
             if self.pinged.is_some() {
                 return Some(Step::Close(CloseCause::NoPong));
             }
-            self.pinged = Some(now);
+            if self.mute {
+                self.seen = now;
+            } else {
+                self.pinged = Some(now);
+            }
             return Some(Step::Ping);
         }
         None
@@ -152,6 +165,19 @@ mod tests {
         assert_eq!(session.due(start + BEAT), None);
         assert_eq!(session.deadline(), start + 2 * BEAT);
         assert_eq!(session.due(start + 2 * BEAT), Some(Step::Close(CloseCause::NoPong)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_answer_is_pinged_for_ever() {
+        let (start, mut session) = session();
+        session.expects_nothing();
+        for n in 1..100 {
+            let at = start + n * BEAT;
+            assert_eq!(session.deadline(), at);
+            assert_eq!(session.due(at - SECOND), None);
+            assert_eq!(session.due(at), Some(Step::Ping));
+            assert_eq!(session.due(at), None);
+        }
     }
 
     #[tokio::test(start_paused = true)]

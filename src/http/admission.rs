@@ -8,19 +8,23 @@ use actix_http::{RequestHead, Version, header, ws::verify_handshake};
 use super::public::State;
 use crate::{
     auth::{Denied, Head, origin::Verdict},
+    bus::replays::{Opening, Since},
     config::Method,
-    event::{CloseCause, ConnectionId, Principal},
+    event::{Channel, CloseCause, ConnectionId, Principal},
     gate::{Closed, Pass},
     lifecycle::Phase,
     registry::Permit,
     seats::{NoSeat, Seat},
-    telemetry::ConnectResult,
+    telemetry::{ConnectResult, Transport},
 };
+
+/// What a browser's EventSource sends when it comes back (WHATWG HTML, Server-sent events).
+const LAST_EVENT_ID: &str = "last-event-id";
 
 /// Why a request does not become a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// Not a valid upgrade.
+    /// Not a valid request for this transport.
     BadRequest(&'static str),
     /// This replica is leaving.
     Draining,
@@ -77,10 +81,12 @@ pub(super) struct Admitted {
     pub(super) principal: Principal,
     pub(super) permit: Permit,
     /// Room for its user, up to its farewell.
-    pub(super) seat: Option<Seat>,
+    pub(super) seat: Seat,
     /// Room for its address, up to its end.
     pub(super) pass: Pass,
     pub(super) made: std::time::SystemTime,
+    /// Where it begins in each of its channels.
+    pub(super) opening: Opening,
 }
 
 /// A request that may not, and its address's room, which it keeps until it has been told.
@@ -96,19 +102,15 @@ impl From<Refusal> for Refused {
 }
 
 /// Phase, room, Origin, bus, credential, room for the user.
-pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted, Refused> {
+pub(super) async fn admit(
+    head: &RequestHead,
+    state: &State,
+    transport: Transport,
+) -> Result<Admitted, Refused> {
     let made = std::time::SystemTime::now();
-    if let Err(error) = verify_handshake(head) {
-        tracing::debug!(%error, "not a valid upgrade");
-        return Err(Refusal::BadRequest("this is not a valid WebSocket upgrade").into());
-    }
-    // actix looks for the word anywhere in the value, and takes any version of HTTP (RFC 6455
-    // §4.2.1, RFC 9110 §7.8).
-    if head.version < Version::HTTP_11 || !upgrades_to_websocket(head) {
-        return Err(Refusal::BadRequest("this is not a valid WebSocket upgrade").into());
-    }
-    if has_body(head) {
-        return Err(Refusal::BadRequest("an upgrade has no body").into());
+    match transport {
+        Transport::WebSocket => upgrade(head)?,
+        Transport::Sse => stream(head)?,
     }
     if state.lifecycle.phase() >= Phase::Leaving {
         return Err(Refusal::Draining.into());
@@ -155,7 +157,12 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
         return Err(Refusal::Away(Some(method)).into());
     }
     let id = ConnectionId::new();
-    let seat = match state.seats.take(id, &principal).await {
+    let channels = channels(&principal);
+    // One round trip for both.
+    let since = Since::parse(since(head, transport).as_deref());
+    let (seat, opening) =
+        tokio::join!(state.seats.take(id, &principal), state.replays.open(&channels, &since));
+    let seat = match seat {
         Ok(seat) => seat,
         Err(NoSeat::Away) => return Err(Refusal::Away(Some(method)).into()),
         Err(NoSeat::Revoked) => {
@@ -167,7 +174,64 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
             return Err(Refused { refusal, pass: Some(pass) });
         }
     };
-    Ok(Admitted { id, method, principal, permit, seat, pass, made })
+    let opening = opening.map_err(|error| {
+        tracing::debug!(%error, "what a connection begins with could not be read");
+        Refusal::Away(Some(method))
+    })?;
+    if let Some(whole) = opening.resumed {
+        state.metrics.resume(whole);
+    }
+    Ok(Admitted { id, method, principal, permit, seat, pass, made, opening })
+}
+
+/// What a connection listens to: its user's channel, everyone's, and those of its groups.
+fn channels(principal: &Principal) -> Vec<Channel> {
+    let own = [Channel::User(principal.user.clone()), Channel::Broadcast];
+    own.into_iter().chain(principal.groups.iter().cloned().map(Channel::Group)).collect()
+}
+
+/// Whether it is a valid upgrade.
+fn upgrade(head: &RequestHead) -> Result<(), Refusal> {
+    if let Err(error) = verify_handshake(head) {
+        tracing::debug!(%error, "not a valid upgrade");
+        return Err(Refusal::BadRequest("this is not a valid WebSocket upgrade"));
+    }
+    // actix looks for the word anywhere in the value, and takes any version of HTTP (RFC 6455
+    // §4.2.1, RFC 9110 §7.8).
+    if head.version < Version::HTTP_11 || !upgrades_to_websocket(head) {
+        return Err(Refusal::BadRequest("this is not a valid WebSocket upgrade"));
+    }
+    if has_body(head) {
+        return Err(Refusal::BadRequest("an upgrade has no body"));
+    }
+    Ok(())
+}
+
+/// Whether it asks for a stream. An upgrade to WebSocket does not. (A server may pass over one, RFC
+/// 9110 §7.8, but actix takes what follows its head for a body without an end, and would announce
+/// chunks and write none.) Other upgrades are passed over: some clients offer h2c with every request.
+fn stream(head: &RequestHead) -> Result<(), Refusal> {
+    let mut upgrades = head.headers.get_all(header::UPGRADE);
+    if upgrades.any(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"websocket")) {
+        return Err(Refusal::BadRequest("this is a stream of events and no WebSocket"));
+    }
+    if has_body(head) {
+        return Err(Refusal::BadRequest("a request for a stream has no body"));
+    }
+    Ok(())
+}
+
+/// From where a client wants to go on, as it wrote it: `?since=`; on SSE a `Last-Event-ID` wins,
+/// because a browser's EventSource asks for the same address again when it comes back.
+fn since(head: &RequestHead, transport: Transport) -> Option<String> {
+    let sent = head.headers.get(LAST_EVENT_ID).filter(|_| transport == Transport::Sse);
+    // What is no text is no cursor either, and must not pass for nothing asked.
+    let sent = sent.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    sent.filter(|text| !text.is_empty()).or_else(|| {
+        let query = head.uri.query().unwrap_or_default();
+        let mut pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.find(|(name, _)| name == "since").map(|(_, value)| value.into_owned())
+    })
 }
 
 fn upgrades_to_websocket(head: &RequestHead) -> bool {

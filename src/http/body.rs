@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use super::problem::{Kind, Problem};
 
 /// How long a body may take to arrive.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Reads the body of a request that must be `application/json`.
 ///
@@ -38,9 +38,23 @@ pub async fn read(
     media_type: &str,
     patience: Duration,
 ) -> Result<Bytes, Problem> {
-    if !is(request.headers(), media_type) {
+    if !media_type_of(request.headers()).is_some_and(|found| found.eq_ignore_ascii_case(media_type))
+    {
         return Err(Problem::new(Kind::MediaType));
     }
+    any(request, payload, limit, patience).await
+}
+
+/// Reads the body of a request whatever its media type.
+///
+/// # Errors
+/// As [`json`], without 415.
+pub async fn any(
+    request: &HttpRequest,
+    payload: web::Payload,
+    limit: usize,
+    patience: Duration,
+) -> Result<Bytes, Problem> {
     let too_large =
         || Problem::new(Kind::TooLarge).detail(format!("the body is over {limit} bytes"));
     if declared(request.headers()).is_some_and(|length| length > limit as u64) {
@@ -64,13 +78,10 @@ pub async fn read(
     tokio::time::timeout(patience, read).await.unwrap_or_else(|_| Err(Problem::new(Kind::Timeout)))
 }
 
-fn is(headers: &HeaderMap, media_type: &str) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
-    else {
-        return false;
-    };
-    let essence = value.split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case(media_type)
+/// The media type of a request, without parameters.
+pub fn media_type_of(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim())
 }
 
 fn declared(headers: &HeaderMap) -> Option<u64> {

@@ -6,6 +6,9 @@ use actix_web::{
     http::header::{self, HeaderMap, HeaderValue},
 };
 
+use super::problem::{Kind, Problem};
+use crate::auth::origin::{Origins, Verdict};
+
 /// How long a browser may remember the answer to a preflight, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
@@ -23,15 +26,27 @@ pub(super) fn grant(response: &mut HttpResponse, request: &HeaderMap, allowed: b
     }
 }
 
-/// The answer to a preflight of an allowed page, for these methods.
-pub(super) fn preflight(methods: &'static str) -> HttpResponse {
-    let mut response = HttpResponse::NoContent().finish();
-    let headers = response.headers_mut();
-    headers.insert(header::ALLOW, HeaderValue::from_static(methods));
-    let methods = HeaderValue::from_static(methods);
-    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-    let allowed = HeaderValue::from_static("Authorization, Content-Type");
-    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
-    headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+/// The answer to a preflight, for these methods and headers.
+pub(super) fn preflight(
+    request: &HeaderMap,
+    origins: &Origins,
+    methods: &'static str,
+    headers: &'static str,
+) -> HttpResponse {
+    let verdict = origins.check(request);
+    let allowed = verdict == Verdict::Allowed;
+    let mut response = match verdict {
+        Verdict::Foreign(_) => Problem::new(Kind::Origin).response(),
+        Verdict::Allowed | Verdict::Missing => {
+            let methods = HeaderValue::from_static(methods);
+            HttpResponse::NoContent()
+                .insert_header((header::ALLOW, methods.clone()))
+                .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, methods))
+                .insert_header((header::ACCESS_CONTROL_ALLOW_HEADERS, headers))
+                .insert_header((header::ACCESS_CONTROL_MAX_AGE, MAX_AGE))
+                .finish()
+        }
+    };
+    grant(&mut response, request, allowed);
     response
 }

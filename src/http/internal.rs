@@ -6,16 +6,17 @@ use actix_web::{
     HttpRequest, HttpResponse,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
+    guard,
     middleware::Next,
     web,
 };
 
 use super::{
-    disconnect, events,
+    batch, disconnect, events,
     logout::{self, Logouts},
     not_found, ops,
     problem::{Kind, Problem},
-    tickets, wrong_method,
+    stats, tickets, users, wrong_method,
 };
 use crate::{
     auth::{
@@ -23,9 +24,11 @@ use crate::{
         api_key::{ApiKeys, Caller},
         groups,
     },
-    bus::{Publisher, orders::Orders, subscriber::Health},
+    bus::{History, Publisher, orders::Orders, subscriber::Health},
     config::{Limits, Ready, Scope},
     lifecycle::{Answering, Lifecycle, Underway},
+    seats::Seats,
+    store::Store,
     telemetry::Metrics,
 };
 
@@ -41,6 +44,14 @@ pub struct State {
     pub groups: groups::Rule,
     /// Bounds of a request.
     pub limits: Limits,
+    /// What is kept.
+    pub history: Arc<dyn History>,
+    /// How long events are kept.
+    pub history_ttl: Duration,
+    /// What replicas remember together.
+    pub store: Arc<dyn Store>,
+    /// Who is connected, on any replica.
+    pub seats: Arc<Seats>,
     /// When this replica counts as ready.
     pub ready: Ready,
     /// Whether what is published comes back.
@@ -61,11 +72,42 @@ pub struct State {
 pub fn routes(config: &mut web::ServiceConfig) {
     let probe =
         |path: &str| web::resource(path.to_owned()).default_service(wrong_method("GET, HEAD"));
+    let kept = |path: &str| {
+        web::resource(path.to_owned())
+            .route(web::get().to(users::events))
+            .route(web::head().to(users::events))
+            .route(web::delete().to(users::erase))
+            .default_service(wrong_method("GET, HEAD, DELETE"))
+    };
     config
         .service(
             web::resource("/v1/events")
                 .route(web::post().to(events::publish))
                 .default_service(wrong_method("POST")),
+        )
+        .service(
+            web::resource("/v1/events/batch")
+                .route(web::post().to(batch::publish))
+                .default_service(wrong_method("POST")),
+        )
+        .service(probe("/v1/users").route(web::get().to(users::user)).route(web::head().to(users::user)))
+        // A user may be called `events`: this route is asked for by the query.
+        .service(kept("/v1/users/events").guard(guard::fn_guard(users::asks_by_query)))
+        .service(
+            probe("/v1/users/{user}")
+                .route(web::get().to(users::user))
+                .route(web::head().to(users::user)),
+        )
+        .service(kept("/v1/users/{user}/events"))
+        .service(
+            web::resource("/v1/presence")
+                .route(web::post().to(users::presences))
+                .default_service(wrong_method("POST")),
+        )
+        .service(
+            probe("/v1/stats")
+                .route(web::get().to(stats::stats))
+                .route(web::head().to(stats::stats)),
         )
         .service(
             web::resource("/v1/tickets")
@@ -150,23 +192,44 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// The name of the key; of none, where it is not known.
+    pub(super) fn name(&self) -> &str {
+        self.caller.as_ref().map_or(NOBODY, |caller| &caller.name)
+    }
+
     /// Who calls, if they may do this.
     ///
     /// # Errors
     /// 401, 403 or 429.
     pub(super) fn require(&self, scope: Scope) -> Result<&Caller, Problem> {
+        self.require_any(&[scope])
+    }
+
+    /// Who calls, if they may do one of these.
+    ///
+    /// # Errors
+    /// 401, 403 or 429.
+    pub(super) fn require_any(&self, scopes: &[Scope]) -> Result<&Caller, Problem> {
         let caller = self.caller()?;
-        if caller.may(scope) {
-            Ok(caller)
-        } else {
-            let detail = format!("the scope `{}` is needed", scope.label());
-            Err(Problem::new(Kind::Forbidden).detail(detail))
+        if scopes.iter().any(|scope| caller.may(*scope)) {
+            return Ok(caller);
+        }
+        let names: Vec<_> = scopes.iter().map(|scope| format!("`{}`", scope.label())).collect();
+        let detail = format!("the scope {} is needed", names.join(" or "));
+        Err(Problem::new(Kind::Forbidden).detail(detail))
+    }
+
+    /// The line about parts of a request that were refused for want of a scope.
+    pub(super) fn refused(&self, parts: usize) {
+        if parts > 0 {
+            let (key, route) = (self.name(), self.route);
+            tracing::warn!(target: "audit", action = "refused", key, route, status = 403, parts);
         }
     }
 
     /// Renders the outcome; refusals are audited, everything is counted.
     pub(super) fn answer(&self, outcome: Result<HttpResponse, Problem>) -> HttpResponse {
-        let name = self.caller.as_ref().map_or(NOBODY, |caller| &caller.name);
+        let name = self.name();
         let response = outcome.unwrap_or_else(|problem| {
             let status = problem.status().as_u16();
             if matches!(status, 401 | 403) {

@@ -1,19 +1,29 @@
 //! Routes, and what both listeners answer alike.
 
 mod admission;
+mod arrival;
+mod batch;
 pub mod body;
+mod cloudevents;
 mod cors;
 mod disconnect;
 pub mod events;
+pub mod ingest;
 pub mod internal;
 pub mod logout;
 pub mod ops;
+mod percent;
+mod posting;
 pub mod problem;
 pub mod public;
+mod refusal;
 mod request;
 pub mod server;
+mod sse;
+mod stats;
 mod tickets;
 mod upgrade;
+mod users;
 
 use actix_web::{
     HttpResponse, Route,

@@ -28,6 +28,8 @@ struct Report<'a> {
 struct Checks<'a> {
     lifecycle: Check<'a>,
     bus: Check<'a>,
+    /// How the broker is set up. It works all the same, so this one does not decide.
+    broker: Check<'a>,
 }
 
 #[derive(Serialize)]
@@ -43,12 +45,14 @@ pub async fn ready(state: web::Data<State>) -> HttpResponse {
     let at_work = phase <= Phase::Ready;
     let bus = state.health.ready(state.ready.redis_grace);
     let why = state.health.why();
+    let warning = state.publisher.warning();
     let report = Report {
         ready: at_work && bus,
         checks: Checks {
             lifecycle: Check { ok: at_work, detail: (!at_work).then(|| phase.label()) },
             // Within the grace the check holds and still says what is wrong.
             bus: Check { ok: bus, detail: why.as_deref() },
+            broker: Check { ok: warning.is_none(), detail: warning.as_deref() },
         },
     };
     state.metrics.ready(report.ready);

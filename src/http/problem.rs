@@ -185,18 +185,33 @@ impl Problem {
         self.kind.parts().0
     }
 
-    /// The answer.
+    /// In one line of text, for a log: what is wrong, and up to five members at fault.
     #[must_use]
-    pub fn response(&self) -> HttpResponse {
+    pub fn told(&self) -> String {
+        let (_, _, title) = self.kind.parts();
+        let mut told = self.detail.as_deref().unwrap_or(title).to_owned();
+        for Member { pointer, detail } in self.members.iter().take(5) {
+            told.extend(["; ", pointer, " ", detail]);
+        }
+        told
+    }
+
+    fn body(&self) -> Body<'_> {
         let (status, name, title) = self.kind.parts();
-        let body = Body {
+        Body {
             kind: format!("urn:belfry:problem:{name}"),
             title,
             status: status.as_u16(),
             detail: self.detail.as_deref(),
             errors: &self.members,
-        };
-        let mut response = HttpResponse::build(status);
+        }
+    }
+
+    /// The answer.
+    #[must_use]
+    pub fn response(&self) -> HttpResponse {
+        let body = self.body();
+        let mut response = HttpResponse::build(self.status());
         response.content_type("application/problem+json");
         response.insert_header((header::CACHE_CONTROL, "no-store"));
         if self.kind == Kind::Unauthorized || self.kind == Kind::BadCredential {
@@ -206,6 +221,13 @@ impl Problem {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
         }
         response.body(serde_json::to_string(&body).unwrap_or_default())
+    }
+}
+
+/// As it stands in an answer about many.
+impl Serialize for Problem {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.body().serialize(to)
     }
 }
 

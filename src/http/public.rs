@@ -7,11 +7,11 @@ use tokio::sync::Semaphore;
 
 use super::{
     logout::{self, Logouts},
-    not_found, tickets, upgrade, wrong_method,
+    not_found, sse, tickets, upgrade, wrong_method,
 };
 use crate::{
     auth::{Authenticator, origin::Origins},
-    bus::subscriber::Health,
+    bus::{inbound::Outlet, replays::Replays, subscriber::Health},
     config::Reject,
     connection::Settings,
     gate::Gate,
@@ -52,6 +52,10 @@ pub struct State {
     pub bounds: Bounds,
     /// Longest message from a client.
     pub inbound_bytes: usize,
+    /// Where messages of clients go; `None`: nowhere.
+    pub outlet: Option<Outlet>,
+    /// What connections missed.
+    pub replays: Arc<Replays>,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -75,6 +79,12 @@ pub fn routes(base_path: &str, config: &mut web::ServiceConfig) {
             web::resource(format!("{base_path}/ws/notifications"))
                 .route(web::get().to(upgrade::notifications))
                 .default_service(wrong_method("GET")),
+        )
+        .service(
+            web::resource(format!("{base_path}/sse/notifications"))
+                .route(web::get().to(sse::notifications))
+                .route(web::method(Method::OPTIONS).to(sse::preflight))
+                .default_service(wrong_method("GET, OPTIONS")),
         )
         .service(
             web::resource(format!("{base_path}/ws/tickets"))

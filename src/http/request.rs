@@ -1,17 +1,24 @@
 //! The body of `POST /v1/events`, checked member by member so that every fault is named at once.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use serde::{Deserialize, de};
 use serde_json::value::RawValue;
 
 use super::problem::{Kind, Member, Problem};
 use crate::{
+    bus::Keep,
     config::Limits,
     event::{Channel, Group, NameError, SENDER_CHARS, SessionKey, TYPE_CHARS, UserId},
     telemetry::Target,
 };
 
+pub(super) mod batch;
+pub(super) mod cloudevent;
+pub(super) mod presence;
 pub(super) mod ticket;
 
 /// Users that one request may name, as recipients or as exceptions.
@@ -38,6 +45,8 @@ pub struct Publish {
     pub data: Box<RawValue>,
     /// The tab that caused it.
     pub sender: Option<String>,
+    /// Whether it is kept.
+    pub keep: Keep,
 }
 
 /// The members of an object in the order of their names, values unparsed; twice is an error.
@@ -113,12 +122,25 @@ impl Faults {
 
 /// Checks a body.
 ///
+/// `longest` is the most that an event may live (`history.ttl`).
+///
 /// # Errors
 /// 400 where it is not JSON, 413 where `data` is too large, else 422 with every member at fault.
-pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
+pub fn parse(body: &[u8], limits: &Limits, longest: Duration) -> Result<Publish, Problem> {
     // Skipping values takes no stack, so that nesting is no danger here; what is parsed by type
     // further down has its own bound.
-    let whole = whole(body)?;
+    event(whole(body)?, limits, longest)
+}
+
+/// Checks one event, which may be one of many; pointers begin at it.
+///
+/// # Errors
+/// 413 where `data` is too large, else 422 with every member at fault.
+pub(super) fn event(
+    whole: &RawValue,
+    limits: &Limits,
+    longest: Duration,
+) -> Result<Publish, Problem> {
     let mut faults = Faults::default();
     let Some(mut members) = faults.object("", whole) else {
         return Err(Problem::invalid(faults.0));
@@ -133,18 +155,19 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
     let kind =
         required(&mut faults, "/type", kind).and_then(|value| event_type(&mut faults, value));
     let data = required(&mut faults, "/data", data);
-    if let Some(data) = data
-        && depth(data.get()) > LEVELS
-    {
-        faults.add("/data", format!("must not be nested deeper than {LEVELS} levels"));
+    if let Some(data) = data {
+        nesting(&mut faults, "/data", data);
     }
     let except = except.map_or_else(Vec::new, |value| exceptions(&mut faults, value));
-    // Nothing is kept yet, so there is no life to limit; the member is checked all the same.
-    if let Some(value) = ttl
-        && faults.parse::<u64>("/ttl_seconds", value, "a whole number of seconds") == Some(0)
-    {
-        faults.add("/ttl_seconds", "must be at least 1");
-    }
+    let life = ttl.and_then(|value| {
+        let seconds = faults.parse("/ttl_seconds", value, "a whole number of seconds")?;
+        let life = Duration::from_secs(seconds);
+        if life.is_zero() || life > longest {
+            let longest = longest.as_secs();
+            faults.add("/ttl_seconds", format!("must be 1 to {longest} (history.ttl)"));
+        }
+        Some(life)
+    });
     let sender = sender.and_then(|value| {
         let sender: String = faults.parse("/sender", value, "a string")?;
         if sender.is_empty() || sender.chars().count() > SENDER_CHARS {
@@ -152,15 +175,10 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
         }
         Some(sender)
     });
-    // Nothing is kept yet, so every event is transient; the member is checked all the same.
-    if let Some(value) = transient {
-        faults.parse::<bool>("/transient", value, "true or false");
-    }
-    if let Some(data) = data
-        && data.get().len() > limits.data_bytes
-    {
-        let bytes = limits.data_bytes;
-        return Err(Problem::new(Kind::TooLarge).detail(format!("`data` is over {bytes} bytes")));
+    let transient = transient
+        .is_some_and(|value| faults.parse("/transient", value, "true or false") == Some(true));
+    if let Some(data) = data {
+        fits(data, limits)?;
     }
     match (to, kind, data) {
         (Some((target, to)), Some(kind), Some(data)) if faults.0.is_empty() => {
@@ -169,7 +187,12 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
             let reached =
                 |to: &Channel| !matches!(to, Channel::User(user) if excepted.contains(user));
             let to = to.into_iter().filter(reached).collect();
-            Ok(Publish { to, target, except, kind, data, sender })
+            let keep = match life {
+                _ if transient => Keep::Transient,
+                Some(life) => Keep::For(life),
+                None => Keep::Kept,
+            };
+            Ok(Publish { to, target, except, kind, data, sender, keep })
         }
         _ => Err(Problem::invalid(faults.0)),
     }
@@ -181,6 +204,22 @@ pub(super) fn whole(body: &[u8]) -> Result<&RawValue, Problem> {
         let place = format!("line {}, column {}", error.line(), error.column());
         Problem::new(Kind::NotJson).detail(place)
     })
+}
+
+/// Checks how deep `data` is nested.
+fn nesting(faults: &mut Faults, pointer: &str, data: &RawValue) {
+    if depth(data.get()) > LEVELS {
+        faults.add(pointer, format!("must not be nested deeper than {LEVELS} levels"));
+    }
+}
+
+/// Checks the size of `data`.
+fn fits(data: &RawValue, limits: &Limits) -> Result<(), Problem> {
+    let bytes = limits.data_bytes;
+    if data.get().len() <= bytes {
+        return Ok(());
+    }
+    Err(Problem::new(Kind::TooLarge).detail(format!("`data` is over {bytes} bytes")))
 }
 
 fn required<'a>(
@@ -242,13 +281,51 @@ fn exceptions(faults: &mut Faults, value: &RawValue) -> Vec<UserId> {
         .unwrap_or_default()
 }
 
+/// Why a value is not a list of a few.
+enum Few {
+    NoList,
+    TooMany,
+}
+
+/// The items of a list, unparsed. No more than `most` are held.
+fn few(value: &RawValue, most: usize) -> Result<Vec<&RawValue>, Few> {
+    struct Visitor(usize);
+    impl<'de> de::Visitor<'de> for Visitor {
+        type Value = Result<Vec<&'de RawValue>, Few>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut items = Vec::new();
+            while let Some(item) = seq.next_element()? {
+                if items.len() == self.0 {
+                    while seq.next_element::<de::IgnoredAny>()?.is_some() {}
+                    return Ok(Err(Few::TooMany));
+                }
+                items.push(item);
+            }
+            Ok(Ok(items))
+        }
+    }
+    let mut json = serde_json::Deserializer::from_str(value.get());
+    de::Deserializer::deserialize_seq(&mut json, Visitor(most)).unwrap_or(Err(Few::NoList))
+}
+
 /// The list without its repetitions.
 fn user_list(faults: &mut Faults, pointer: &str, value: &RawValue) -> Option<Vec<UserId>> {
-    let list: Vec<&RawValue> = faults.parse(pointer, value, "a list of user ids")?;
-    if list.len() > USERS {
-        faults.add(pointer, format!("must have at most {USERS} user ids"));
-        return None;
-    }
+    let list = match few(value, USERS) {
+        Ok(list) => list,
+        Err(Few::NoList) => {
+            faults.add(pointer, "must be a list of user ids");
+            return None;
+        }
+        Err(Few::TooMany) => {
+            faults.add(pointer, format!("must have at most {USERS} user ids"));
+            return None;
+        }
+    };
     let mut seen = HashSet::new();
     let mut users = Vec::with_capacity(list.len());
     for (n, id) in list.into_iter().enumerate() {
@@ -301,14 +378,18 @@ pub(super) fn session_key(
 
 fn event_type(faults: &mut Faults, value: &RawValue) -> Option<String> {
     let kind: String = faults.parse("/type", value, "a string")?;
-    if kind.is_empty() || kind.chars().count() > TYPE_CHARS {
-        faults.add("/type", format!("must have 1 to {TYPE_CHARS} characters"));
-    } else if kind.chars().any(char::is_control) {
-        faults.add("/type", "must not contain control characters");
-    } else if kind == "ping" || kind.starts_with("belfry.") {
-        faults.add("/type", "is reserved: `ping` and `belfry.*` are the gateway's own");
-    }
+    legal_type(faults, "/type", &kind);
     Some(kind)
+}
+
+fn legal_type(faults: &mut Faults, pointer: &str, kind: &str) {
+    if kind.is_empty() || kind.chars().count() > TYPE_CHARS {
+        faults.add(pointer, format!("must have 1 to {TYPE_CHARS} characters"));
+    } else if kind.chars().any(char::is_control) {
+        faults.add(pointer, "must not contain control characters");
+    } else if kind == "ping" || kind.starts_with("belfry.") {
+        faults.add(pointer, "is reserved: `ping` and `belfry.*` are the gateway's own");
+    }
 }
 
 /// The deepest nesting of valid JSON; a scalar has none.

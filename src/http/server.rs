@@ -236,7 +236,16 @@ fn worker(
     public::Worker {
         shard: state.registry.attach(),
         wheel: Wheel::spawn(state.registry.vital("timer wheel of a worker")),
-        settings: Rc::new(Settings { heartbeat, leeway, credentials, recheck, metrics, inbound }),
+        settings: Rc::new(Settings {
+            heartbeat,
+            leeway,
+            credentials,
+            recheck,
+            metrics,
+            inbound,
+            outlet: state.outlet.clone(),
+            replays: Arc::clone(&state.replays),
+        }),
         state: Arc::clone(state),
     }
 }

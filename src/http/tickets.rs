@@ -49,14 +49,8 @@ pub(super) async fn buy(request: HttpRequest, worker: web::Data<Worker>) -> Http
 
 /// `OPTIONS /ws/tickets`
 pub(super) async fn preflight(request: HttpRequest, worker: web::Data<Worker>) -> HttpResponse {
-    let verdict = worker.state.origins.check(&request.head().headers);
-    let allowed = verdict == Verdict::Allowed;
-    let mut response = match verdict {
-        Verdict::Foreign(_) => Problem::new(Kind::Origin).response(),
-        Verdict::Allowed | Verdict::Missing => cors::preflight("POST, OPTIONS"),
-    };
-    cors::grant(&mut response, request.headers(), allowed);
-    response
+    let origins = &worker.state.origins;
+    cors::preflight(request.headers(), origins, "POST, OPTIONS", "Authorization, Content-Type")
 }
 
 async fn serve(

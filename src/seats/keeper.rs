@@ -11,10 +11,7 @@ use tokio::{
 use super::{Known, Seats, Table};
 use crate::{
     event::{ConnectionId, UserId},
-    store::{
-        replicas::{Fleet, LEASE},
-        seats::Held,
-    },
+    store::{replicas::LEASE, seats::Held},
 };
 
 /// Between two renewals of the lease: three may fail before it ends.
@@ -103,15 +100,16 @@ impl Keeper {
                     // away what we enter now.
                     self.next_round = before + BEAT * 2;
                 }
+                if let Err(error) = self.seats.report().await {
+                    tracing::debug!(%error, "the numbers of this replica are not told this time");
+                }
                 before + BEAT
             }
             Err(error) => {
                 tracing::debug!(%error, "the lease of this replica could not be renewed");
                 // An old list tells nothing: by now it may miss a replica whose seats are as old.
                 let doubtful = self.seats.known.borrow().doubtful;
-                self.seats
-                    .known
-                    .send_replace(Arc::new(Known { fleet: Fleet::default(), doubtful }));
+                self.seats.known.send_replace(Arc::new(Known { doubtful, ..Known::default() }));
                 Instant::now() + RETRY
             }
         };

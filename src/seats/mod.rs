@@ -1,4 +1,4 @@
-//! Room for each user over all replicas, and what was revoked.
+//! Room for each user over all replicas, who is connected, and what was revoked.
 //!
 //! A seat is entered in the shared store at the handshake. What this replica holds it knows itself,
 //! and its [`Keeper`] sees to it that the store says the same: after every end of a connection,
@@ -27,8 +27,10 @@ use crate::{
 };
 
 mod keeper;
+pub mod report;
 
 pub use keeper::Keeper;
+use report::{Report, Reporter, Source};
 
 /// How long a handshake waits until this replica is known to the others.
 const JOINING: Duration = Duration::from_millis(1_500);
@@ -40,7 +42,7 @@ pub struct Seats {
     replica: String,
     store: Arc<dyn Store>,
     orders: Orders,
-    /// Seats of one user; 0 for any number, which are not counted then.
+    /// Seats of one user; 0 for any number.
     limit: usize,
     policy: UserPolicy,
     /// Written by the keeper alone.
@@ -50,12 +52,16 @@ pub struct Seats {
     held: Mutex<Table>,
     /// Rung when there is something to settle.
     dirty: Notify,
+    /// What this replica tells of itself.
+    reporter: Reporter,
 }
 
 /// What is known of the other replicas.
 #[derive(Default)]
 struct Known {
     fleet: Fleet,
+    /// The names in it, to be shared.
+    live: Arc<[String]>,
     /// Until then some may be missing on the list: the store has forgotten everyone, and they
     /// renew their leases one after another.
     doubtful: Option<Instant>,
@@ -103,13 +109,14 @@ pub enum NoSeat {
 }
 
 impl Seats {
-    /// Seats on a replica of this name, and who looks after them.
+    /// Seats on a replica of this name, and who looks after them and tells the others of `numbers`.
     #[must_use]
     pub fn new(
         replica: &str,
         store: Arc<dyn Store>,
         orders: Orders,
         limits: &Limits,
+        numbers: Source,
     ) -> (Arc<Self>, Keeper) {
         let (over, evictions) = mpsc::channel(EVICTIONS);
         let seats = Arc::new(Self {
@@ -122,6 +129,7 @@ impl Seats {
             over,
             held: Mutex::default(),
             dirty: Notify::new(),
+            reporter: Reporter::new(numbers),
         });
         let keeper = Keeper::new(Arc::clone(&seats), evictions);
         (seats, keeper)
@@ -129,8 +137,7 @@ impl Seats {
 
     /// Takes a seat for a connection of this id, if nothing was revoked: one round trip to the
     /// store for either, so that a revoked credential drives nobody out. What is revoked in between
-    /// comes as an order, for which handshakes under way are no exception. `None`: seats are not
-    /// counted.
+    /// comes as an order, for which handshakes under way are no exception.
     ///
     /// # Errors
     /// See [`NoSeat`].
@@ -138,12 +145,9 @@ impl Seats {
         self: &Arc<Self>,
         id: ConnectionId,
         principal: &Principal,
-    ) -> Result<Option<Seat>, NoSeat> {
+    ) -> Result<Seat, NoSeat> {
         if self.revoked(principal).await.map_err(|error| away(&error))? {
             return Err(NoSeat::Revoked);
-        }
-        if self.limit == 0 {
-            return Ok(None);
         }
         let known = self.known().await?;
         // Held before the store knows it, so that settling meanwhile does not take it away; and
@@ -166,7 +170,7 @@ impl Seats {
         {
             tracing::debug!(%error, "connections too many stay until their seats are entered again");
         }
-        Ok(Some(seat))
+        Ok(seat)
     }
 
     /// Whether the principal's session, or the user's credentials of that time, were revoked.
@@ -175,6 +179,36 @@ impl Seats {
     /// The store is away.
     pub async fn revoked(&self, principal: &Principal) -> Result<bool, BusError> {
         self.store.revoked(&principal.user, principal.session, principal.issued).await
+    }
+
+    /// How many connections each of these users has, over all replicas that are alive.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub async fn count(&self, users: &[UserId]) -> Result<Vec<usize>, BusError> {
+        self.store.count_seats(users).await
+    }
+
+    /// The replicas that are alive, and what is known of them: of this one now, of others as of
+    /// their last beat, and nothing of those that have not said.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub async fn reports(&self) -> Result<Vec<(String, Option<Report>)>, BusError> {
+        let others = self.store.reports().await?.into_iter();
+        let others = others.filter(|(name, _)| *name != self.replica).map(|(name, report)| {
+            (name, report.and_then(|report| serde_json::from_str(&report).ok()))
+        });
+        let own = (self.replica.clone(), Some(self.reporter.report()));
+        Ok(std::iter::once(own).chain(others).collect())
+    }
+
+    /// The names of the replicas that are alive, this one included; none while that is not known.
+    #[must_use]
+    pub fn alive(&self) -> Arc<[String]> {
+        let known = self.known.borrow();
+        let doubtful = known.doubtful.is_some_and(|until| Instant::now() < until);
+        if doubtful { Arc::default() } else { Arc::clone(&known.live) }
     }
 
     /// What is known of the fleet, once this replica belongs to it: others must not take a seat for
@@ -201,8 +235,19 @@ impl Seats {
             table.dirty.extend(users);
             self.dirty.notify_one();
         }
-        self.known.send_replace(Arc::new(Known { fleet, doubtful }));
+        self.known.send_replace(Arc::new(Known {
+            live: fleet.live.clone().into(),
+            fleet,
+            doubtful,
+        }));
         Ok(fresh)
+    }
+
+    /// Leaves word of this replica's numbers.
+    async fn report(&self) -> Result<(), BusError> {
+        // A report of plain members has no way to fail.
+        let report = serde_json::to_string(&self.reporter.sample()).unwrap_or_default();
+        self.store.report(&self.replica, report).await
     }
 
     fn hold(self: &Arc<Self>, id: ConnectionId, user: &UserId) -> Seat {
@@ -275,17 +320,20 @@ mod tests {
             orders,
         },
         event::SessionKey,
+        history::Bounds,
         lifecycle::Vital,
-        registry::Registry,
+        registry::{Registry, tracks::Tracks},
         store::{memory::MemoryStore, revocations::Revocations as _, seats::SeatBook as _},
         telemetry::Metrics,
     };
 
     fn seats(policy: UserPolicy) -> (Arc<Seats>, Keeper, Arc<MemoryStore>) {
         let store = Arc::new(MemoryStore::default());
-        let (publisher, _) = MemoryBus::new(Capacity::default());
+        let day = Duration::from_secs(86_400);
+        let bounds = Bounds { events: 10, bytes: 1_000_000, ttl: day, meta_ttl: day };
+        let (publisher, _) = MemoryBus::new(Capacity::default(), bounds, Arc::clone(&store));
         let metrics = Metrics::new(10);
-        let registry = Registry::new(10, metrics.clone(), Vital::default());
+        let registry = Registry::new(10, Tracks::new(bounds), metrics.clone(), Vital::default());
         let (orders, _, _) = orders::road(
             "r",
             Arc::new(publisher),
@@ -303,10 +351,17 @@ mod tests {
             groups: 8,
             data_bytes: 1024,
             body_bytes: 1024,
+            batch_bytes: 1024,
             connections_per_user: 1,
             user_policy: policy,
         };
-        let (seats, keeper) = Seats::new("r", Arc::clone(&store) as _, orders, &limits);
+        let (seats, keeper) = Seats::new(
+            "r",
+            Arc::clone(&store) as _,
+            orders,
+            &limits,
+            Box::new(report::Numbers::default),
+        );
         (seats, keeper, store)
     }
 
@@ -330,7 +385,7 @@ mod tests {
         let (taken, ()) = tokio::join!(seats.take(id, &alice), async {
             tokio::spawn(keeper.run());
         });
-        assert!(matches!(taken, Ok(Some(_))), "{taken:?}");
+        assert!(taken.is_ok(), "{taken:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,12 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use fred::interfaces::{KeysInterface, LuaInterface};
+use fred::interfaces::KeysInterface;
 use fred::types::{Expiration, FromValue, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{Claim, Store};
-use crate::bus::{BusError, redis::commands::Commands};
+use crate::bus::{
+    BusError,
+    redis::{Names, commands::Commands, eval},
+};
 
 mod replicas;
 mod revocations;
@@ -31,28 +34,23 @@ return false";
 #[derive(Clone, Debug)]
 pub struct RedisStore {
     commands: Arc<Commands>,
+    names: Arc<Names>,
     /// Of idempotency keys.
     prefix: String,
     tickets: String,
-    /// Of all keys.
-    root: String,
 }
 
 impl RedisStore {
-    /// A store that shares this connection, with keys under `prefix`.
+    /// A store that shares the bus's connection and its way to call keys.
     #[must_use]
-    pub(crate) fn new(commands: Arc<Commands>, prefix: &str) -> Self {
-        Self {
-            commands,
-            prefix: format!("{prefix}idempotency:"),
-            tickets: format!("{prefix}ticket:"),
-            root: prefix.to_owned(),
-        }
+    pub(crate) fn new(commands: Arc<Commands>, names: Arc<Names>) -> Self {
+        let (prefix, tickets) = (names.key("idempotency:"), names.key("ticket:"));
+        Self { commands, names, prefix, tickets }
     }
 
     /// The key of this name.
     fn key(&self, name: &str) -> String {
-        format!("{}{name}", self.root)
+        self.names.key(name)
     }
 
     /// Runs a script on one key.
@@ -63,7 +61,8 @@ impl RedisStore {
         arguments: Vec<String>,
     ) -> Result<T, BusError> {
         let turn = self.commands.turn(1).await?;
-        turn.run(|client| async move { client.eval(script, key, arguments).await }).await
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        turn.run(|client| eval(client, script, vec![key], arguments)).await
     }
 
     async fn eval(
@@ -74,7 +73,8 @@ impl RedisStore {
     ) -> Result<Option<String>, BusError> {
         let key = format!("{}{key}", self.prefix);
         let turn = self.commands.turn(1).await?;
-        turn.run(|client| async move { client.eval(script, key, arguments).await }).await
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        turn.run(|client| eval(client, script, vec![key], arguments)).await
     }
 }
 

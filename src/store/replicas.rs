@@ -24,6 +24,9 @@ pub struct Fleet {
     pub fresh: bool,
 }
 
+/// The name of a replica, and what it has left word of.
+pub type Word = (String, Option<String>);
+
 /// Leases of replicas. Every method resolves within the command timeout.
 pub trait Replicas: Send + Sync {
     /// Renews the lease of this replica for [`LEASE`]; who is alive now.
@@ -31,6 +34,16 @@ pub trait Replicas: Send + Sync {
 
     /// Who is alive.
     fn live(&self) -> BoxFuture<'_, Result<Vec<String>, BusError>>;
+
+    /// Leaves word of how this replica does, until its lease ends.
+    fn report<'a>(
+        &'a self,
+        replica: &'a str,
+        report: String,
+    ) -> BoxFuture<'a, Result<(), BusError>>;
+
+    /// Who is alive, and what they last left word of.
+    fn reports(&self) -> BoxFuture<'_, Result<Vec<Word>, BusError>>;
 
     /// Ends the lease of a replica that stops.
     fn leave<'a>(&'a self, replica: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
@@ -57,6 +70,20 @@ impl Replicas for super::memory::MemoryStore {
     fn live(&self) -> BoxFuture<'_, Result<Vec<String>, BusError>> {
         let name = self.single.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         std::future::ready(Ok(name.into_iter().collect())).boxed()
+    }
+
+    fn report<'a>(
+        &'a self,
+        _replica: &'a str,
+        _report: String,
+    ) -> BoxFuture<'a, Result<(), BusError>> {
+        // Whoever asks is the one replica there is, and knows.
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn reports(&self) -> BoxFuture<'_, Result<Vec<Word>, BusError>> {
+        let live = self.live();
+        async move { Ok(live.await?.into_iter().map(|name| (name, None)).collect()) }.boxed()
     }
 
     fn leave<'a>(&'a self, _replica: &'a str) -> BoxFuture<'a, Result<(), BusError>> {

@@ -22,7 +22,7 @@ pub struct Wish<'a> {
     pub id: ConnectionId,
     /// On which replica.
     pub replica: &'a str,
-    /// Seats of one user.
+    /// Seats of one user; 0: as many as are wanted.
     pub limit: usize,
     /// Where there are no more: the wish is refused, or the oldest have to go.
     pub refuse: bool,
@@ -56,6 +56,12 @@ pub trait SeatBook: Send + Sync {
     /// Takes a seat.
     fn take_seat<'a>(&'a self, wish: Wish<'a>) -> BoxFuture<'a, Result<Taken, BusError>>;
 
+    /// How many seats each of these users has on replicas that are alive.
+    fn count_seats<'a>(
+        &'a self,
+        users: &'a [UserId],
+    ) -> BoxFuture<'a, Result<Vec<usize>, BusError>>;
+
     /// Enters what this replica really holds for a user, and nothing else.
     fn enter_seats<'a>(
         &'a self,
@@ -86,12 +92,22 @@ impl Memory {
         state.count += 1;
         let at = state.count;
         let seats = state.users.entry(wish.user.clone()).or_default();
-        if wish.refuse && seats.len() >= wish.limit {
+        let limit = if wish.limit == 0 { usize::MAX } else { wish.limit };
+        if wish.refuse && seats.len() >= limit {
             return Taken::Full;
         }
         seats.push((at, wish.id));
-        let over = seats.len().saturating_sub(wish.limit).min(OVER);
+        let over = seats.len().saturating_sub(limit).min(OVER);
         Taken::Seat { at, over: seats.drain(..over).map(|(_, id)| id).collect() }
+    }
+
+    fn count(&self, user: &UserId) -> usize {
+        self.state().users.get(user).map_or(0, Vec::len)
+    }
+
+    /// Whether a user has a seat.
+    pub(super) fn has(&self, user: &UserId) -> bool {
+        self.state().users.contains_key(user)
     }
 
     fn enter(&self, user: &UserId, held: &[Held]) {
@@ -104,9 +120,25 @@ impl Memory {
     }
 }
 
+impl super::memory::MemoryStore {
+    /// Whether a user has a seat.
+    #[must_use]
+    pub fn is_seated(&self, user: &UserId) -> bool {
+        self.seats.has(user)
+    }
+}
+
 impl SeatBook for super::memory::MemoryStore {
     fn take_seat<'a>(&'a self, wish: Wish<'a>) -> BoxFuture<'a, Result<Taken, BusError>> {
         std::future::ready(Ok(self.seats.take(wish))).boxed()
+    }
+
+    fn count_seats<'a>(
+        &'a self,
+        users: &'a [UserId],
+    ) -> BoxFuture<'a, Result<Vec<usize>, BusError>> {
+        let counts = users.iter().map(|user| self.seats.count(user)).collect();
+        std::future::ready(Ok(counts)).boxed()
     }
 
     fn enter_seats<'a>(

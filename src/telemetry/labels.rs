@@ -9,6 +9,14 @@ pub enum DropReason {
     InboundInvalid,
     /// From a client: a JSON object that nothing here consumes.
     InboundUnread,
+    /// From a client: more of them came than Redis took.
+    InboundFull,
+    /// From a client: Redis was away, or refused it.
+    InboundAway,
+    /// From the publish stream: no event, or one that can never be published.
+    PublishInvalid,
+    /// From the publish stream: more waited in it than it may hold.
+    PublishTrimmed,
     /// From the bus: not UTF-8, or not one JSON object.
     BusInvalid,
     /// From the bus: over the size limit.
@@ -23,10 +31,14 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every one of them.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::InboundBinary,
         Self::InboundInvalid,
         Self::InboundUnread,
+        Self::InboundFull,
+        Self::InboundAway,
+        Self::PublishInvalid,
+        Self::PublishTrimmed,
         Self::BusInvalid,
         Self::BusTooBig,
         Self::BusUnaddressed,
@@ -41,11 +53,38 @@ impl DropReason {
             Self::InboundBinary => "inbound_binary",
             Self::InboundInvalid => "inbound_invalid",
             Self::InboundUnread => "inbound_unread",
+            Self::InboundFull => "inbound_full",
+            Self::InboundAway => "inbound_away",
+            Self::PublishInvalid => "publish_invalid",
+            Self::PublishTrimmed => "publish_trimmed",
             Self::BusInvalid => "bus_invalid",
             Self::BusTooBig => "bus_too_big",
             Self::BusUnaddressed => "bus_unaddressed",
             Self::BusVersion => "bus_version",
             Self::WorkerLagged => "worker_lagged",
+        }
+    }
+}
+
+/// How a browser is connected: the label `transport`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// `GET /ws/notifications`
+    WebSocket,
+    /// `GET /sse/notifications`: Server-Sent Events.
+    Sse,
+}
+
+impl Transport {
+    /// Both of them.
+    pub(super) const ALL: [Self; 2] = [Self::WebSocket, Self::Sse];
+
+    /// The word in metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Sse => "sse",
         }
     }
 }
@@ -188,6 +227,7 @@ pub(super) fn code(code: u16) -> &'static str {
     match code {
         200 => "200",
         202 => "202",
+        204 => "204",
         400 => "400",
         401 => "401",
         403 => "403",

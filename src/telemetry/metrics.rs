@@ -5,16 +5,21 @@ use std::{sync::Arc, time::Duration};
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+    proto::MetricFamily,
 };
 
 use super::{
-    labels::{self, ConnectResult, DropReason, JwksRefresh, Role, Target},
+    labels::{self, ConnectResult, JwksRefresh, Role, Target, Transport},
     worker::{Shared, WorkerMetrics},
 };
 use crate::{
     config::Method,
     event::{CloseCause, GapReason, Subject},
 };
+
+mod messages;
+
+use messages::Messages;
 
 /// Seconds, from a tenth of a millisecond to ten seconds.
 const LATENCY_BUCKETS: &[f64] = &[
@@ -23,8 +28,6 @@ const LATENCY_BUCKETS: &[f64] = &[
 ];
 /// Seconds that a credential check takes, from ten microseconds.
 const AUTH_BUCKETS: &[f64] = &[0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.025, 0.1, 1.0];
-/// The transport of a connection, as a label.
-const TRANSPORT: &str = "websocket";
 /// The label for a request that came without a credential.
 const NO_AUTH: &str = "none";
 
@@ -48,8 +51,9 @@ struct Inner {
     ready: IntGauge,
     redis_up: IntGaugeVec,
     gaps: IntCounterVec,
+    resumes: IntCounterVec,
     probe_duration: Histogram,
-    dropped: IntCounterVec,
+    messages: Messages,
     auth_duration: HistogramVec,
     jwks_refreshes: IntCounterVec,
     api_requests: IntCounterVec,
@@ -147,15 +151,16 @@ impl Metrics {
                 "Times this replica may have missed messages.",
                 &["reason"],
             ),
+            resumes: make.counters(
+                "resumes_total",
+                "Clients that came back with a cursor: everything they missed follows, or not.",
+                &["result"],
+            ),
             probe_duration: make.histogram(
                 "redis_probe_duration_seconds",
                 "From publishing a probe to its return.",
             ),
-            dropped: make.counters(
-                "messages_dropped_total",
-                "Messages from clients or the bus that went nowhere.",
-                &["reason"],
-            ),
+            messages: Messages::new(&make),
             auth_duration: make.register(HistogramVec::new(auth, &["method"])),
             jwks_refreshes: make.counters(
                 "jwks_refreshes_total",
@@ -206,7 +211,9 @@ impl Metrics {
     /// Makes every series of the closed sets.
     fn touch(&self) {
         let inner = &*self.0;
-        inner.connections.with_label_values(&[TRANSPORT]);
+        for transport in Transport::ALL {
+            inner.connections.with_label_values(&[transport.label()]);
+        }
         for role in [Role::Publisher, Role::Subscriber] {
             inner.redis_up.with_label_values(&[role.label()]);
         }
@@ -221,12 +228,16 @@ impl Metrics {
         for reason in GapReason::ALL {
             inner.gaps.with_label_values(&[reason.label()]);
         }
-        for reason in DropReason::ALL {
-            inner.dropped.with_label_values(&[reason.label()]);
+        for result in ["whole", "lost"] {
+            inner.resumes.with_label_values(&[result]);
         }
+        inner.messages.touch();
         for auth in Method::ALL.iter().map(|method| method.label()).chain([NO_AUTH]) {
-            for result in ConnectResult::ALL {
-                inner.connects.with_label_values(&[TRANSPORT, auth, result.label()]);
+            for (transport, result) in Transport::ALL
+                .into_iter()
+                .flat_map(|transport| ConnectResult::ALL.map(|result| (transport, result)))
+            {
+                inner.connects.with_label_values(&[transport.label(), auth, result.label()]);
             }
         }
         for method in Method::ALL {
@@ -248,8 +259,8 @@ impl Metrics {
     }
 
     /// A connection began (+1) or ended (−1).
-    pub fn connections(&self, change: i64) {
-        self.0.connections.with_label_values(&[TRANSPORT]).add(change);
+    pub fn connections(&self, transport: Transport, change: i64) {
+        self.0.connections.with_label_values(&[transport.label()]).add(change);
     }
 
     /// A user's first connection here began (+1), or the last ended (−1).
@@ -258,9 +269,9 @@ impl Metrics {
     }
 
     /// An attempt to connect was answered. `None`: it bore no credential.
-    pub fn connect(&self, auth: Option<Method>, result: ConnectResult) {
+    pub fn connect(&self, transport: Transport, auth: Option<Method>, result: ConnectResult) {
         let auth = auth.map_or(NO_AUTH, Method::label);
-        self.0.connects.with_label_values(&[TRANSPORT, auth, result.label()]).inc();
+        self.0.connects.with_label_values(&[transport.label(), auth, result.label()]).inc();
     }
 
     /// A connection ended.
@@ -295,14 +306,15 @@ impl Metrics {
         self.0.gaps.with_label_values(&[reason.label()]).inc();
     }
 
+    /// A client came back with a cursor; whether everything that it missed follows.
+    pub fn resume(&self, whole: bool) {
+        let result = if whole { "whole" } else { "lost" };
+        self.0.resumes.with_label_values(&[result]).inc();
+    }
+
     /// A probe came back.
     pub fn probe(&self, took: Duration) {
         self.0.probe_duration.observe(took.as_secs_f64());
-    }
-
-    /// Messages went nowhere.
-    pub fn dropped(&self, reason: DropReason, count: u64) {
-        self.0.dropped.with_label_values(&[reason.label()]).inc_by(count);
     }
 
     /// A credential was checked.
@@ -341,6 +353,28 @@ impl Metrics {
         self.0.panics.inc();
     }
 
+    /// Open connections, and users with one.
+    #[must_use]
+    pub fn present(&self) -> (u64, u64) {
+        let gauge = |gauge: &IntGauge| u64::try_from(gauge.get()).unwrap_or_default();
+        let families = self.0.connections.collect();
+        let series = families.iter().flat_map(MetricFamily::get_metric);
+        let connections = series.map(|series| series.get_gauge().get_value()).sum::<f64>();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        (connections as u64, gauge(&self.0.users))
+    }
+
+    /// Events that were accepted from back ends, that came over the bus, and that were handed to
+    /// sockets.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64, u64) {
+        let accepted = |target: &Target| {
+            self.0.published.with_label_values(&[target.label(), "accepted"]).get()
+        };
+        let received = self.0.received_own.get() + self.0.received_raw.get();
+        (Target::ALL.iter().map(accepted).sum(), received, self.0.workers.written())
+    }
+
     /// Everything in the text format of Prometheus, and the content type that names it.
     ///
     /// # Errors
@@ -370,6 +404,7 @@ mod tests {
         assert!(content_type.starts_with("text/plain"));
         for name in [
             "belfry_connections{transport=\"websocket\"} 0",
+            "belfry_connections{transport=\"sse\"} 0",
             "belfry_connections_limit 7",
             "belfry_users 0",
             "belfry_connects_total{auth=\"none\",result=\"unauthorized\",transport=\"websocket\"} 0",

@@ -14,7 +14,7 @@ mod labels;
 mod metrics;
 mod worker;
 
-pub use labels::{ConnectResult, DropReason, JwksRefresh, Role, Target};
+pub use labels::{ConnectResult, DropReason, JwksRefresh, Role, Target, Transport};
 pub use metrics::Metrics;
 pub use worker::WorkerMetrics;
 

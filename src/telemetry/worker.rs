@@ -23,6 +23,10 @@ const WRITTEN: &str = "written";
 const DROPPED: &str = "dropped";
 
 impl Shared {
+    pub(super) fn written(&self) -> u64 {
+        self.deliveries.with_label_values(&[WRITTEN]).get()
+    }
+
     pub(super) fn touch(&self) {
         for result in [WRITTEN, DROPPED] {
             self.deliveries.with_label_values(&[result]);

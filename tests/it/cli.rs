@@ -238,7 +238,15 @@ async fn publish_and_listen_end_to_end() {
     let data = r#"{"b":1, "a":1.0,"n":12345678901234567890.123}"#;
     let ran = run(publisher(), &["publish", "--user", "alice", "--type", "kind", data]).await;
     assert_eq!(ran.code, Some(0), "{}", ran.all);
-    let frame = format!(r#"{{"type":"kind","data":{data}}}"#);
+    // The id and whether she is there; and the same id arrives.
+    let told: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    let id = told["id"].as_str().expect("an id");
+    assert_eq!(told["online"], true, "{}", ran.all);
+    let once = ["publish", "--user", "bob", "--ttl", "10m", "--idempotency-key", "k", "1"];
+    let (first, again) = (run(publisher(), &once).await, run(publisher(), &once).await);
+    assert!(first.stdout.contains("\"id\""), "{}", first.all);
+    assert_eq!(again.stdout, first.stdout, "{}", again.all);
+    let frame = format!(r#"{{"id":"{id}","prev":"u~0-0","type":"kind","data":{data}}}"#);
     until("listen prints the event as it came", PATIENCE, async || {
         alice.stdout().contains(&frame).then_some(())
     })

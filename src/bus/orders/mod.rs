@@ -257,18 +257,23 @@ mod tests {
         bus::memory::{Capacity, MemoryBus},
         event::UserId,
         lifecycle::Vital,
+        registry::tracks::Tracks,
         store::memory::MemoryStore,
+        testing::KEEPING,
     };
 
     #[tokio::test(start_paused = true)]
     async fn whoever_gives_an_order_hears_within_two_seconds_that_it_was_not() {
         let patience = Duration::from_secs(10);
-        let (publisher, _feed) =
-            MemoryBus::new(Capacity { messages: 1, patience, ..Capacity::default() });
+        let (publisher, _feed) = MemoryBus::new(
+            Capacity { messages: 1, patience, ..Capacity::default() },
+            KEEPING,
+            Arc::default(),
+        );
         let payload = Bytes::from_static(b"{}");
         publisher.publish(vec![Message { to: Destination::Control, payload }]).await.unwrap();
         let metrics = Metrics::new(10);
-        let registry = Registry::new(10, metrics.clone(), Vital::default());
+        let registry = Registry::new(10, Tracks::new(KEEPING), metrics.clone(), Vital::default());
         let store = Arc::new(MemoryStore::default());
         let (orders, _executor, _ear) =
             road("r", Arc::new(publisher), store, registry, metrics, Duration::from_secs(60));

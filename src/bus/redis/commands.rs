@@ -25,8 +25,8 @@ use arc_swap::ArcSwap;
 use fred::{
     clients::{Client, WithOptions},
     error::{Error, ErrorKind},
-    interfaces::{ClientLike, KeysInterface},
-    types::config::Options,
+    interfaces::{ClientLike, ClusterInterface, KeysInterface},
+    types::config::{Options, Server},
 };
 use tokio::{
     sync::{Notify, Semaphore, SemaphorePermit},
@@ -38,6 +38,7 @@ use super::{
     Up,
     link::{Change, Link, LinkSettings, Role, introduce},
     quiet::Quiet,
+    setup::Setup,
 };
 use crate::bus::BusError;
 
@@ -67,8 +68,8 @@ struct Shared {
 #[derive(Debug)]
 pub(super) enum Check {
     /// The server takes writes: it is a master. The key never exists, and deleting it is a write
-    /// that stores nothing.
-    Write(String),
+    /// that stores nothing. Then it is set up, where events go over it.
+    Write(String, Option<Setup>),
     /// The server answers; for connections that only read, which any replica will do for.
     Answer,
 }
@@ -76,7 +77,7 @@ pub(super) enum Check {
 impl Check {
     async fn run(&self, client: WithOptions<Client>) -> Result<(), Error> {
         match self {
-            Self::Write(key) => client.del::<(), _>(key).await,
+            Self::Write(key, _) => client.del::<(), _>(key).await,
             Self::Answer => client.ping::<()>(None).await,
         }
     }
@@ -96,10 +97,11 @@ impl std::fmt::Debug for Current {
 
 /// The right to send commands: some of the `redis.inflight` places, and the time that is left.
 pub(crate) struct Turn<'a> {
-    commands: &'a Commands,
+    shared: &'a Shared,
     current: Arc<Current>,
     deadline: Instant,
-    _places: SemaphorePermit<'a>,
+    /// `None` for what belongs to the connection itself.
+    _places: Option<SemaphorePermit<'a>>,
 }
 
 impl Commands {
@@ -147,10 +149,10 @@ impl Commands {
         let places = u32::try_from(count).unwrap_or(u32::MAX).clamp(1, self.shared.inflight);
         match timeout_at(deadline, self.shared.permits.acquire_many(places)).await {
             Ok(Ok(places)) => Ok(Turn {
-                commands: self,
+                shared: &self.shared,
                 current: self.shared.current.load_full(),
                 deadline,
-                _places: places,
+                _places: Some(places),
             }),
             Ok(Err(closed)) => Err(BusError::Away(closed.to_string())),
             Err(_) => Err(BusError::Away("too many commands are waiting for it".to_owned())),
@@ -177,20 +179,41 @@ impl Turn<'_> {
         F: FnOnce(WithOptions<Client>) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let client = self.current.client.with_options(&options(left, true));
-        command(client)
-            .await
-            .map_err(|error| self.commands.shared.judge(&error, self.current.number))
+        self.run_on(None, command).await
     }
 
-    /// Proves that the server takes writes, so that a replica on which `PUBLISH` succeeds and
-    /// reaches nobody is not taken for the master.
-    pub(crate) async fn check(&self) -> Result<(), BusError> {
-        let check = &self.commands.shared.check;
-        match self.run(|client| check.run(client)).await {
-            Err(BusError::Refused(reason)) if !is_unfit(&reason) => Ok(()),
-            result => result,
+    /// The same, on one server of a cluster.
+    pub(super) async fn run_on<T, F, Fut>(
+        &self,
+        node: Option<Server>,
+        command: F,
+    ) -> Result<T, BusError>
+    where
+        F: FnOnce(WithOptions<Client>) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let options = Options { cluster_node: node, ..options(left, true) };
+        let client = self.current.client.with_options(&options);
+        command(client).await.map_err(|error| self.shared.judge(&error, self.current.number))
+    }
+
+    /// The servers of a cluster that hold slots; where there is no cluster, the one there is.
+    pub(super) fn masters(&self) -> Vec<Option<Server>> {
+        match self.current.client.cached_cluster_state() {
+            Some(state) => state.unique_primary_nodes().into_iter().map(Some).collect(),
+            None => vec![None],
+        }
+    }
+
+    /// A turn on the same connection, with the whole time. For what belongs to the connection
+    /// itself, is done in pieces, and has no one who waits.
+    pub(super) fn renewed(&self) -> Turn<'_> {
+        Turn {
+            shared: self.shared,
+            current: Arc::clone(&self.current),
+            deadline: Instant::now() + self.shared.timeout,
+            _places: None,
         }
     }
 }
@@ -288,7 +311,7 @@ async fn live(shared: &Shared, link: &mut Link, number: u64, quiet: &mut Quiet) 
     match shared.check.run(client).await.map_err(|error| classify(&error)) {
         Ok(()) => {}
         Err(BusError::Refused(reason)) if !is_unfit(&reason) => {
-            if matches!(shared.check, Check::Write(_)) {
+            if matches!(shared.check, Check::Write(..)) {
                 tracing::warn!(%reason, "Redis refuses DEL: a read-only replica cannot be told from a master");
             }
         }
@@ -296,6 +319,22 @@ async fn live(shared: &Shared, link: &mut Link, number: u64, quiet: &mut Quiet) 
         Err(BusError::Refused(reason)) => {
             tokio::time::sleep(UNFIT_PAUSE).await;
             return reason;
+        }
+    }
+    if let Check::Write(_, Some(setup)) = &shared.check {
+        let turn = Turn {
+            shared,
+            current: shared.current.load_full(),
+            deadline: Instant::now() + shared.timeout,
+            _places: None,
+        };
+        match setup.run(&turn).await {
+            Ok(()) => {}
+            Err(BusError::Away(reason)) => return reason,
+            Err(BusError::Refused(reason)) => {
+                tokio::time::sleep(UNFIT_PAUSE).await;
+                return reason;
+            }
         }
     }
     shared.up.set(Some(number));

@@ -1,10 +1,9 @@
 //! [`Control`] on Redis: a stream and a channel of the same name.
 
 use bytes::Bytes;
-use fred::interfaces::LuaInterface;
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::RedisPublisher;
+use super::{RedisPublisher, scripts::eval};
 use crate::bus::{
     BusError, Destination,
     control::{Control, Kept, PAGE},
@@ -50,9 +49,10 @@ impl RedisPublisher {
         script: &'static str,
         arguments: Vec<String>,
     ) -> Result<T, BusError> {
-        let key = self.names.channel(&Destination::Control);
+        let key = self.calls.names.channel(&Destination::Control);
         let turn = self.commands.turn(1).await?;
-        turn.run(|client| async move { client.eval(script, key, arguments).await }).await
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        turn.run(|client| eval(client, script, vec![key], arguments)).await
     }
 }
 

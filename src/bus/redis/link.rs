@@ -46,6 +46,8 @@ pub(super) enum Role {
     Sessions,
     /// Word of sessions' keys that go.
     SessionEvents,
+    /// Waiting for entries of the publish stream, and nothing else.
+    PublishStream,
 }
 
 impl Role {
@@ -55,6 +57,7 @@ impl Role {
             Self::Subscriber => "subscriber",
             Self::Sessions => "sessions",
             Self::SessionEvents => "session-events",
+            Self::PublishStream => "publish-stream",
         }
     }
 
@@ -66,7 +69,7 @@ impl Role {
     /// down to a few.
     fn ring(self) -> usize {
         match self {
-            Self::Publisher | Self::Sessions => 32,
+            Self::Publisher | Self::Sessions | Self::PublishStream => 32,
             Self::Subscriber => 16_384,
             // What is missed is found by the next look at the session.
             Self::SessionEvents => 1_024,
@@ -99,6 +102,10 @@ impl LinkSettings {
             tokio::spawn(follow(Arc::downgrade(&links), file));
         }
         Ok(links)
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        self.config.load().server.is_clustered()
     }
 
     fn parse(url: &SecretString) -> Result<Config, ConnectError> {

@@ -9,24 +9,42 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use crate::config;
+use crate::{config, history::Bounds};
 
+mod calls;
 pub(crate) mod commands;
 mod control;
 mod feed;
+mod history;
+mod inbound;
+mod ingest;
 mod keys;
 mod link;
 mod names;
+mod pipeline;
 mod publisher;
 mod quiet;
+mod recent;
+mod scripts;
+mod setup;
+mod slots;
 
 pub use feed::RedisFeed;
+pub use inbound::RedisInbound;
+pub use ingest::RedisIngest;
 pub(crate) use keys::Removals;
+#[cfg(test)]
+pub(crate) use names::COMMANDS;
+pub(crate) use names::Names;
 pub use publisher::RedisPublisher;
+pub(crate) use scripts::eval;
 
+use calls::Calls;
 use commands::{Check, Commands};
 use link::{LinkSettings, Role};
-use names::Names;
+use recent::Recent;
+use scripts::Scripts;
+use setup::{Server, Setup};
 
 /// The address of a Redis cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +81,13 @@ pub struct Redis {
     pub feed: RedisFeed,
     /// The publisher's connection, which a store may share.
     pub(crate) commands: Arc<Commands>,
+    /// How keys are called, for a store.
+    pub(crate) names: Arc<Names>,
     /// Whether the feed's subscription stands. The publisher's is
     /// [`Publisher::is_up`](super::Publisher::is_up).
     pub subscribed: Up,
+    /// What further connections are made from.
+    links: Arc<LinkSettings>,
 }
 
 /// Begins to connect, in the background and for ever: Redis may come later, and may go. Runs on
@@ -73,19 +95,47 @@ pub struct Redis {
 ///
 /// # Errors
 /// The address is malformed. A Redis that is away is no error.
-pub fn connect(settings: &config::Redis) -> Result<Redis, ConnectError> {
+pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, ConnectError> {
     let links = LinkSettings::new(settings)?;
-    let names = Arc::new(Names::new(&settings.prefix));
-    let check = Check::Write(format!("{}probe", settings.prefix));
+    let cluster = links.is_cluster();
+    if cluster && has_open_brace(&settings.prefix) {
+        let why = "the prefix has an open brace, by which a cluster cannot tell slots";
+        return Err(ConnectError(why.to_owned()));
+    }
+    let names = Arc::new(Names::new(&settings.prefix, cluster));
+    let calls = Arc::new(Calls { names: Arc::clone(&names), bounds });
+    let scripts = Arc::new(Scripts::default());
+    let recent = Arc::new(Recent::default());
+    let server = Arc::new(Server::default());
+    let setup = Setup {
+        calls: Arc::clone(&calls),
+        scripts: Arc::clone(&scripts),
+        recent: Arc::clone(&recent),
+        server: Arc::clone(&server),
+    };
+    let check = Check::Write(names.key("probe"), Some(setup));
     let commands = Commands::start(Arc::clone(&links), settings.inflight, Role::Publisher, check);
     let commands = Arc::new(commands);
     let subscribed = Up::default();
     Ok(Redis {
-        feed: RedisFeed::start(links, Arc::clone(&names), subscribed.clone()),
-        publisher: RedisPublisher { commands: Arc::clone(&commands), names },
+        feed: RedisFeed::start(Arc::clone(&links), Arc::clone(&names), subscribed.clone()),
+        publisher: RedisPublisher {
+            commands: Arc::clone(&commands),
+            calls,
+            scripts,
+            recent,
+            server,
+        },
         commands,
+        names,
         subscribed,
+        links,
     })
+}
+
+/// Whether a brace in it would swallow the one that follows the prefix.
+fn has_open_brace(prefix: &str) -> bool {
+    prefix.split_once('{').is_some_and(|(_, rest)| !rest.contains('}') || rest.starts_with('}'))
 }
 
 /// A Redis from which others' keys are read.

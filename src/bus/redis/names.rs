@@ -1,6 +1,7 @@
 //! Channel names on Redis (contract §6): the fixed prefix, the kind, and then everything to the
 //! end is the name. Nothing is escaped and nothing is split, so `a:b` and `b` never meet.
 
+use super::slots::Slots;
 use crate::{
     bus::Destination,
     event::{Channel, Group, UserId},
@@ -10,31 +11,107 @@ use crate::{
 /// character.
 const PROBE: &str = "\u{1}probe";
 
+/// The commands that Belfry uses on its own keys and channels, as an ACL rule.
+pub(crate) const COMMANDS: &str = "+ping +info +select +client|id +client|setname +subscribe \
+    +psubscribe +publish +eval +evalsha +script|load +time +get +set +getdel +del +exists +hmget \
+    +hset +expire +pexpire +pttl +xadd +xdel +xlen +xrange +xread +xrevrange +xtrim +zadd +zcard \
+    +zrange +zrangebyscore +zrem +zremrangebyrank +zremrangebyscore";
+
 /// The names of one deployment.
-#[derive(Clone, Debug)]
-pub(super) struct Names {
+#[derive(Debug)]
+pub(crate) struct Names {
+    prefix: String,
     user: String,
     group: String,
     broadcast: String,
     control: String,
-    idempotency: String,
+    /// On a cluster.
+    slots: Option<Slots>,
+}
+
+/// The keys that belong to a channel, all of one slot.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    /// What is kept.
+    pub(super) stream: String,
+    /// The last id.
+    pub(super) last: String,
+    /// When the data began. On a cluster each slot has its own, since each may be lost alone.
+    pub(super) epoch: String,
 }
 
 impl Names {
     /// Names under `prefix` (`redis.prefix`, which is free of pattern characters).
-    pub(super) fn new(prefix: &str) -> Self {
+    pub(crate) fn new(prefix: &str, cluster: bool) -> Self {
         Self {
+            prefix: prefix.to_owned(),
             user: format!("{prefix}user:"),
             group: format!("{prefix}group:"),
             broadcast: format!("{prefix}broadcast"),
             control: format!("{prefix}control"),
-            idempotency: format!("{prefix}idempotency:"),
+            slots: cluster.then(Slots::default),
         }
     }
 
-    /// The key under which a request that was done once is remembered.
-    pub(super) fn idempotency(&self, key: &str) -> String {
-        format!("{}{key}", self.idempotency)
+    /// The key of this name under the prefix.
+    pub(crate) fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The keys of a channel.
+    pub(super) fn keys(&self, channel: &Channel) -> Keys {
+        self.keys_of(self.channel(&Destination::Events(channel.clone())))
+    }
+
+    /// The keys of probes on a channel: they need the same rights as those of events, and have
+    /// nothing to do with what is kept there.
+    pub(super) fn probe_keys(&self, to: &Destination) -> Keys {
+        let channel = self.channel(to);
+        match to {
+            Destination::UserProbe | Destination::GroupProbe => self.keys_of(channel),
+            Destination::Events(_) | Destination::Control => {
+                self.keys_of(format!("{channel}{PROBE}"))
+            }
+        }
+    }
+
+    fn keys_of(&self, stream: String) -> Keys {
+        let channel = stream.strip_prefix(&self.prefix).unwrap_or(&stream);
+        let last = self.beside(&stream, "last", channel);
+        let epoch = match &self.slots {
+            Some(slots) => self.key(&format!("epoch:{{{}}}", slots.tag_for(&stream))),
+            None => self.key("epoch"),
+        };
+        Keys { stream, last, epoch }
+    }
+
+    /// The key under which a request that was done once is remembered, beside this stream.
+    pub(super) fn idempotency(&self, stream: &str, key: &str) -> String {
+        self.beside(stream, "idempotency", key)
+    }
+
+    /// The key of a user's seats.
+    pub(crate) fn seats(&self, user: &UserId) -> String {
+        let stream = format!("{}{}", self.user, user.as_str());
+        self.beside(&stream, "seats", user.as_str())
+    }
+
+    /// As [`idempotency`](Self::idempotency), for probes.
+    pub(super) fn probe_idempotency(&self, stream: &str) -> String {
+        self.idempotency(stream, PROBE)
+    }
+
+    /// As [`seats`](Self::seats), for probes.
+    pub(super) fn probe_seats(&self, stream: &str) -> String {
+        self.beside(stream, "seats", PROBE)
+    }
+
+    /// `<prefix><kind>:<name>`, in the slot of a stream.
+    fn beside(&self, stream: &str, kind: &str, name: &str) -> String {
+        match &self.slots {
+            Some(slots) => self.key(&format!("{kind}:{{{}}}:{name}", slots.tag_for(stream))),
+            None => self.key(&format!("{kind}:{name}")),
+        }
     }
 
     /// The channel of a destination.
@@ -87,10 +164,11 @@ impl Names {
 
     /// The ACL rule that a Redis user needs. Redis compares a pattern with the patterns of the
     /// rule letter by letter, so a wider one does not cover it (redis.io, ACL).
-    pub(super) fn acl_hint(&self) -> String {
+    pub(crate) fn acl_hint(&self) -> String {
         let [user, group] = self.patterns();
         let [broadcast, control] = self.exact();
-        format!("&{user} &{group} &{broadcast} &{control} +psubscribe +subscribe +ping")
+        let prefix = &self.prefix;
+        format!("~{prefix}* &{user} &{group} &{broadcast} &{control} {COMMANDS}")
     }
 }
 
@@ -108,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_name_comes_back_as_it_went() {
-        let names = Names::new("ws:");
+        let names = Names::new("ws:", false);
         for to in [
             user("alice"),
             user(":"),
@@ -130,12 +208,50 @@ mod tests {
 
     #[test]
     fn other_names_address_nobody() {
-        let names = Names::new("ws:");
+        let names = Names::new("ws:", false);
         let long = format!("ws:user:{}", "x".repeat(257));
         for channel in
             ["ws:user:", "ws:group:", "ws:user:\u{1}", "ws:user:a\n", "ws:broadcast2", "x", &long]
         {
             assert_eq!(names.destination(channel), None, "{channel:?}");
         }
+    }
+
+    #[test]
+    fn what_belongs_to_a_channel_lies_in_its_slot() {
+        let names = Names::new("ws:", true);
+        let slot = |key: &str| fred::util::redis_keyslot(key.as_bytes());
+        for name in
+            ["alice", "{a}", "a{b}c", "{", "}", "{}", "}{", "{}{x}", "a:b", "{u}:last", "é{🔔}"]
+        {
+            for to in [user(name), group(name)] {
+                let Destination::Events(channel) = &to else { continue };
+                let stream = names.channel(&to);
+                let keys = names.keys(channel);
+                assert_eq!(keys.stream, stream);
+                assert_eq!(slot(&keys.last), slot(&stream), "{keys:?}");
+                assert_eq!(slot(&keys.epoch), slot(&stream), "{keys:?}");
+                assert_eq!(slot(&names.idempotency(&stream, "x")), slot(&stream));
+            }
+            let id = UserId::new(name).unwrap();
+            assert_eq!(slot(&names.seats(&id)), slot(&names.channel(&user(name))));
+        }
+        for to in [Destination::Control, Destination::UserProbe, Destination::GroupProbe] {
+            let keys = names.probe_keys(&to);
+            assert_eq!(slot(&keys.last), slot(&keys.stream));
+        }
+    }
+
+    #[test]
+    fn without_a_cluster_names_are_plain() {
+        let names = Names::new("ws:", false);
+        let alice = UserId::new("alice").unwrap();
+        let keys = names.keys(&Channel::User(alice.clone()));
+        assert_eq!(
+            [&*keys.stream, &*keys.last, &*keys.epoch],
+            ["ws:user:alice", "ws:last:user:alice", "ws:epoch"]
+        );
+        assert_eq!(names.seats(&alice), "ws:seats:alice");
+        assert_eq!(names.idempotency(&keys.stream, "x"), "ws:idempotency:x");
     }
 }

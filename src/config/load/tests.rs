@@ -7,7 +7,7 @@ use jsonwebtoken::Algorithm;
 use secrecy::ExposeSecret as _;
 
 use super::*;
-use crate::config::{Flag, layers::DEFAULT_TOML, show::show};
+use crate::config::{Flag, layers::DEFAULT_TOML, show::show, streams::Stream};
 
 const SECRET: &str = "a-secret-of-32-bytes-and-no-less";
 
@@ -182,8 +182,23 @@ fn names_that_scripts_use_are_read() {
     assert_eq!(config.limits.queue_bytes, 262_144);
     assert_eq!(config.auth.session.recheck, Duration::from_secs(2));
     assert_eq!(config.limits.connections_per_user, 12);
-    assert_eq!(config.reserved.history_events, 0);
-    assert_eq!(config.reserved.history_ttl, Duration::from_secs(600));
+    assert_eq!(config.history.events, 0);
+    assert_eq!(config.history.ttl, Duration::from_secs(600));
+}
+
+#[test]
+fn streams_are_off_until_they_are_asked_for() {
+    let config = load(&production(&[("BELFRY__REDIS__URL", "redis://h")])).unwrap();
+    assert_eq!((config.inbound, config.publish_stream), (None, None));
+    let config = load(&production(&[
+        ("BELFRY__REDIS__URL", "redis://h"),
+        ("BELFRY__INBOUND__ENABLED", "true"),
+        ("BELFRY__INBOUND__MAX_MESSAGES", "7"),
+        ("BELFRY__PUBLISH_STREAM__ENABLED", "true"),
+    ]))
+    .unwrap();
+    assert_eq!(config.inbound, Some(Stream { max_messages: 7 }));
+    assert_eq!(config.publish_stream, Some(Stream { max_messages: 100_000 }));
 }
 
 #[test]
@@ -266,6 +281,10 @@ fn every_bad_value_is_named_with_its_place() {
         ("LIMITS__CONNECTIONS_PER_USER", "x", "is not a whole number"),
         ("HISTORY__EVENTS", "100001", "is too large"),
         ("HISTORY__TTL", "0s", "is too small"),
+        ("INBOUND__ENABLED", "true", "there is no Redis"),
+        ("INBOUND__MAX_MESSAGES", "0", "is too small"),
+        ("PUBLISH_STREAM__ENABLED", "true", "there is no Redis"),
+        ("PUBLISH_STREAM__ENABLED", "yes", "is not known"),
         ("READY__REDIS_GRACE", "20", "has no unit"),
         ("DRAIN__DELAY", "2h", "is too large"),
         ("LOG__FORMAT", "xml", "is not known"),

@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use super::*;
 
-fn limits() -> Limits {
+const LONGEST: Duration = Duration::from_secs(3600);
+
+pub(super) fn limits() -> Limits {
     Limits {
         connections: 1,
         heartbeat: Duration::from_secs(25),
@@ -12,18 +14,19 @@ fn limits() -> Limits {
         groups: 1,
         data_bytes: 200,
         body_bytes: 1000,
+        batch_bytes: 1000,
         connections_per_user: 0,
         user_policy: crate::config::UserPolicy::Oldest,
     }
 }
 
 fn good(body: &str) -> Publish {
-    parse(body.as_bytes(), &limits()).unwrap()
+    parse(body.as_bytes(), &limits(), LONGEST).unwrap()
 }
 
 /// The status, and the pointers at fault.
 fn bad(body: &str) -> (u16, Vec<String>) {
-    let problem = parse(body.as_bytes(), &limits()).unwrap_err();
+    let problem = parse(body.as_bytes(), &limits(), LONGEST).unwrap_err();
     let pointers = problem.members().iter().map(|member| member.pointer.clone()).collect();
     (problem.status().as_u16(), pointers)
 }
@@ -70,10 +73,10 @@ fn an_exception_is_no_recipient() {
 }
 
 #[test]
-fn a_life_is_checked_although_nothing_lives_yet() {
+fn a_life_is_no_longer_than_that_of_the_channel() {
     let body = |ttl| format!(r#"{{"to":{{"user":"a"}},"type":"t","data":1,"ttl_seconds":{ttl}}}"#);
-    assert!(parse(body("60").as_bytes(), &limits()).is_ok());
-    for ttl in ["0", "-1", "1.5", "\"60\""] {
+    assert_eq!(good(&body("3600")).keep, Keep::For(LONGEST));
+    for ttl in ["0", "-1", "1.5", "\"60\"", "3601", "1e9", "99999999999999999999"] {
         assert_eq!(bad(&body(ttl)), (422, vec!["/ttl_seconds".to_owned()]), "{ttl}");
     }
 }
@@ -165,7 +168,7 @@ fn types_have_their_rule() {
         (r"a\n".to_owned(), false),
     ] {
         let body = format!(r#"{{"to":{{"user":"a"}},"type":"{kind}","data":1}}"#);
-        assert_eq!(parse(body.as_bytes(), &limits()).is_ok(), legal, "{kind}");
+        assert_eq!(parse(body.as_bytes(), &limits(), LONGEST).is_ok(), legal, "{kind}");
     }
 }
 
@@ -193,17 +196,17 @@ fn depth_has_a_limit_and_no_price() {
     let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
     let limits = Limits { data_bytes: 1 << 20, ..limits() };
     let body = |n| format!(r#"{{"to":{{"user":"a"}},"type":"t","data":{}}}"#, nested(n));
-    assert!(parse(body(128).as_bytes(), &limits).is_ok());
-    assert_eq!(parse(body(129).as_bytes(), &limits).unwrap_err().status(), 422);
-    assert_eq!(parse(body(100_000).as_bytes(), &limits).unwrap_err().status(), 422);
+    assert!(parse(body(128).as_bytes(), &limits, LONGEST).is_ok());
+    assert_eq!(parse(body(129).as_bytes(), &limits, LONGEST).unwrap_err().status(), 422);
+    assert_eq!(parse(body(100_000).as_bytes(), &limits, LONGEST).unwrap_err().status(), 422);
     let outside = format!(r#"{{"to":{},"x":{}}}"#, nested(100_000), nested(100_000));
-    assert_eq!(parse(outside.as_bytes(), &limits).unwrap_err().status(), 422);
+    assert_eq!(parse(outside.as_bytes(), &limits, LONGEST).unwrap_err().status(), 422);
     assert_eq!(depth(r#"{"a":"[[[","b":["\"[["]}"#), 2);
 }
 
 #[test]
 fn data_has_its_own_limit() {
     let body = |n| format!(r#"{{"to":{{"user":"a"}},"type":"t","data":"{}"}}"#, "x".repeat(n));
-    assert!(parse(body(198).as_bytes(), &limits()).is_ok());
+    assert!(parse(body(198).as_bytes(), &limits(), LONGEST).is_ok());
     assert_eq!(bad(&body(199)).0, 413);
 }

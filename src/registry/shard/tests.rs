@@ -2,26 +2,42 @@ use std::task::Poll;
 
 use super::*;
 use crate::{
+    event::Position,
+    frame::Frame,
+    history,
     lifecycle::Vital,
     outbox::{Bounds, Signal},
-    telemetry::Metrics,
+    registry::tracks::Tracks,
+    telemetry::{Metrics, Transport},
+};
+
+const KEEPING: history::Bounds = history::Bounds {
+    events: 10,
+    bytes: 10_000,
+    ttl: Duration::from_secs(60),
+    meta_ttl: Duration::from_secs(60),
 };
 
 const MIB: usize = 1024 * 1024;
 
 fn event(bytes: usize) -> Delivery {
-    let frame = frame::Frame::event(&"x".repeat(bytes), Instant::now());
-    Delivery { to: Channel::Broadcast, except: Arc::default(), frame }
+    let frame = Frame::event(&"x".repeat(bytes), Instant::now());
+    Delivery { to: Channel::Broadcast, except: Arc::default(), frame, place: None, skip: None }
+}
+
+fn at(ms: u64) -> Position {
+    Position::new(ms, 0)
 }
 
 struct Client {
     registry: Registry,
     outbox: Rc<Outbox>,
-    _registration: Registration,
+    registration: Registration,
 }
 
 fn client(limit: usize) -> Client {
-    let registry = Registry::new(limit, Metrics::new(limit), Vital::default());
+    let tracks = Tracks::new(KEEPING);
+    let registry = Registry::new(limit, Arc::clone(&tracks), Metrics::new(limit), Vital::default());
     let shard = registry.attach();
     let bounds = Bounds { frames: 4096, bytes: MIB };
     let outbox = Outbox::new(bounds, Rc::clone(shard.metrics()));
@@ -30,9 +46,15 @@ fn client(limit: usize) -> Client {
         user: UserId::new("alice").unwrap(),
         session: None,
         made: SystemTime::now(),
+        transport: Transport::WebSocket,
     };
-    let registration = shard.register(member, Box::default(), Rc::clone(&outbox));
-    Client { registry, outbox, _registration: registration }
+    let starts = [Channel::User(member.user.clone()), Channel::Broadcast].map(|channel| {
+        let hold = tracks.hold(&channel);
+        hold.start(at(100));
+        Start { hold, at: at(100) }
+    });
+    let registration = shard.register(member, Box::default(), starts.into(), Rc::clone(&outbox));
+    Client { registry, outbox, registration }
 }
 
 /// A socket that takes everything at once.
@@ -81,7 +103,7 @@ async fn many_gaps_are_told_in_few_words() {
         client.registry.resync(GapReason::Lagged);
         tokio::task::yield_now().await;
     }
-    tokio::time::sleep(RESYNC_SPREAD * 3).await;
+    tokio::time::sleep(notices::SPREAD * 3 / 2).await;
     assert!((1..=2).contains(&read_frames.get()), "{} times", read_frames.get());
 }
 
@@ -92,9 +114,116 @@ fn register(shard: &Rc<Shard>, session: &str) -> (Rc<Outbox>, Registration) {
         user: UserId::new("alice").unwrap(),
         session: Some(SessionKey::of(session)),
         made: SystemTime::now(),
+        transport: Transport::WebSocket,
     };
-    let registration = shard.register(member, Box::default(), Rc::clone(&outbox));
+    let registration = shard.register(member, Box::default(), Vec::new(), Rc::clone(&outbox));
     (outbox, registration)
+}
+
+/// A kept broadcast.
+fn kept(prev: u64, ms: u64) -> history::Kept {
+    let frame = Frame::text(&format!(r#"{{"id":{ms}}}"#));
+    let mark = crate::frame::Mark { tag: Tag::Broadcast, at: at(ms) };
+    let (at, prev, until) = (at(ms), at(prev), None);
+    history::Kept { at, prev, except: Arc::default(), until, loss: false, frame: frame.at(mark) }
+}
+
+impl Client {
+    /// As the subscriber hands it out.
+    fn hand_out(&self, event: &history::Kept) {
+        self.registry.tracks().advance(&Channel::Broadcast, event);
+        self.registry.deliver(&Delivery {
+            to: Channel::Broadcast,
+            except: Arc::clone(&event.except),
+            frame: event.frame.clone(),
+            place: Some(event.at),
+            skip: Some(event.skip()),
+        });
+    }
+
+    /// What was written since the last call.
+    async fn frames(&self) -> Vec<String> {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        let mut frames = Vec::new();
+        std::future::poll_fn(|cx| {
+            while let Poll::Ready(Some(frame)) = self.outbox.poll_frame(cx) {
+                frames.push(String::from_utf8(frame.json().unwrap().to_vec()).unwrap());
+            }
+            Poll::Ready(())
+        })
+        .await;
+        frames
+    }
+}
+
+#[actix_web::test]
+async fn a_kept_event_comes_once() {
+    let client = client(1);
+    client.hand_out(&kept(100, 110));
+    client.hand_out(&kept(100, 110));
+    client.hand_out(&kept(90, 95));
+    client.hand_out(&kept(110, 120));
+    assert_eq!(client.frames().await, [r#"{"id":110}"#, r#"{"id":120}"#]);
+    assert_eq!(client.registration.cursor().to_string(), "u~100-0,b~120-0");
+}
+
+#[actix_web::test]
+async fn who_is_excepted_gets_a_skip() {
+    let client = client(1);
+    let except = Arc::new([UserId::new("alice").unwrap()]);
+    client.hand_out(&history::Kept { except, ..kept(100, 110) });
+    let skip = r#"{"type":"belfry.skip","id":"b~110-0","prev":"b~100-0"}"#;
+    assert_eq!(client.frames().await, [skip]);
+}
+
+#[actix_web::test]
+async fn a_replay_joins_without_a_hole_or_a_repeat() {
+    let client = client(1);
+    let all = Channel::Broadcast;
+    client.registration.on_lane(&all, |_, lane| lane.way.set(Way::Behind)).unwrap();
+    assert_eq!(client.registration.behind(), [all.clone()]);
+    client.hand_out(&kept(100, 110));
+    client.hand_out(&kept(110, 120));
+    assert!(client.frames().await.is_empty(), "they come in the replay");
+    assert!(!client.registration.join(&all), "120 was handed out");
+    client.registration.replay(&all, &kept(100, 110), 0);
+    assert!(!client.registration.join(&all));
+    client.registration.replay(&all, &kept(110, 120), 0);
+    // Still in the mailbox when the replay joins.
+    client.hand_out(&kept(120, 130));
+    client.registration.replay(&all, &kept(120, 130), 0);
+    assert!(client.registration.join(&all));
+    client.hand_out(&kept(130, 140));
+    let ids: Vec<_> = [110, 120, 130, 140].map(|id| format!(r#"{{"id":{id}}}"#)).into();
+    assert_eq!(client.frames().await, ids);
+}
+
+#[actix_web::test]
+async fn a_loss_is_told_with_the_place_to_go_on_from() {
+    let client = client(1);
+    let all = Channel::Broadcast;
+    client.registry.tracks().jump(&all, at(200));
+    client.registry.lose(&all, GapReason::Reconnected);
+    client.hand_out(&kept(200, 210));
+    assert!(client.frames().await.is_empty(), "the word of the loss covers it");
+    tokio::time::sleep(notices::SPREAD + Duration::from_millis(200)).await;
+    let notice = r#"{"type":"belfry.resync","lost":["b"],"cursor":"u~100-0,b~210-0","reason":"reconnected"}"#;
+    assert_eq!(client.frames().await, [notice]);
+    client.hand_out(&kept(210, 220));
+    assert_eq!(client.frames().await, [r#"{"id":220}"#]);
+}
+
+#[actix_web::test]
+async fn a_worker_that_lagged_reads_again() {
+    let client = client(1);
+    for n in 0..=u64::try_from(super::super::MAILBOX_MESSAGES).unwrap() {
+        client.hand_out(&kept(100 + n, 101 + n));
+    }
+    let caught = tokio::time::timeout(Duration::from_secs(5), client.outbox.signalled()).await;
+    assert!(matches!(caught, Ok(Signal::CatchUp | Signal::Close(_))), "{caught:?}");
+    assert_eq!(client.registration.behind().len(), 2);
 }
 
 async fn asked_to_look(outbox: &Outbox) -> bool {
@@ -106,7 +235,7 @@ async fn asked_to_look(outbox: &Outbox) -> bool {
 #[test]
 fn a_session_that_ends_during_a_handshake_is_looked_at_again() {
     actix_rt::System::new().block_on(async {
-        let registry = Registry::new(10, Metrics::new(10), Vital::default());
+        let registry = Registry::new(10, Tracks::new(KEEPING), Metrics::new(10), Vital::default());
         let shard = registry.attach();
         let (before, _registered) = register(&shard, "s");
         registry.recheck([SessionKey::of("s"), SessionKey::of("t")]).await;
@@ -132,7 +261,7 @@ async fn told(outbox: &Outbox) -> Option<Signal> {
 #[test]
 fn an_order_finds_its_connections_by_what_it_names() {
     actix_rt::System::new().block_on(async {
-        let registry = Registry::new(10, Metrics::new(10), Vital::default());
+        let registry = Registry::new(10, Tracks::new(KEEPING), Metrics::new(10), Vital::default());
         let shard = registry.attach();
         let (_first, first) = register(&shard, "s");
         let (_second, second) = register(&shard, "s");
@@ -142,7 +271,7 @@ fn an_order_finds_its_connections_by_what_it_names() {
         let user = about(Subject::User(UserId::new("alice").unwrap()), CloseCause::Revoked);
         assert_eq!(shard.order(session("s"), false), 2);
         assert_eq!(shard.order(Arc::clone(&one), false), 1);
-        second.update(Some(SessionKey::of("t")), Box::default());
+        second.update(Some(SessionKey::of("t")), Box::default(), Vec::new());
         assert_eq!(shard.order(session("s"), false), 1);
         assert_eq!(shard.order(session("t"), false), 1);
         drop(first);
@@ -158,12 +287,13 @@ fn an_order_finds_its_connections_by_what_it_names() {
 #[test]
 fn a_stuck_worker_holds_up_no_other() {
     actix_rt::System::new().block_on(async {
-        let registry = Registry::new(10, Metrics::new(10), Vital::default());
+        let registry = Registry::new(10, Tracks::new(KEEPING), Metrics::new(10), Vital::default());
         let (mailbox, mut inbox) = mpsc::channel(1);
         let shared = Arc::new(Shared {
             interest: Interest::new(),
             waiting: std::sync::atomic::AtomicUsize::new(0),
             lagged: std::sync::atomic::AtomicBool::new(false),
+            lagged_unkept: std::sync::atomic::AtomicBool::new(false),
         });
         registry.0.shards.store(Arc::new(vec![Arc::new(super::super::ShardHandle {
             mailbox: mailbox.clone(),
@@ -192,7 +322,7 @@ fn a_stuck_worker_holds_up_no_other() {
 #[test]
 fn replacements_push_no_order_out() {
     actix_rt::System::new().block_on(async {
-        let registry = Registry::new(10, Metrics::new(10), Vital::default());
+        let registry = Registry::new(10, Tracks::new(KEEPING), Metrics::new(10), Vital::default());
         let shard = registry.attach();
         let outbox = Outbox::new(Bounds { frames: 8, bytes: 1024 }, Rc::clone(shard.metrics()));
         let member = Member {
@@ -200,6 +330,7 @@ fn replacements_push_no_order_out() {
             user: UserId::new("alice").unwrap(),
             session: Some(SessionKey::of("s")),
             made: SystemTime::now(),
+            transport: Transport::WebSocket,
         };
         shard.order(about(Subject::Session(SessionKey::of("s")), CloseCause::Revoked), false);
         for _ in 0..2 * ORDERS {
@@ -213,11 +344,12 @@ fn replacements_push_no_order_out() {
             let member = Member { id, session: None, ..member.clone() };
             shard.order(about(Subject::Connection(id), CloseCause::Replaced), false);
             let outbox = Outbox::new(Bounds { frames: 8, bytes: 1024 }, Rc::clone(shard.metrics()));
-            let registration = shard.register(member, Box::default(), Rc::clone(&outbox));
+            let registration =
+                shard.register(member, Box::default(), Vec::new(), Rc::clone(&outbox));
             (outbox, registration)
         };
         assert_eq!(told(&late).await, Some(Signal::Close(CloseCause::Replaced)));
-        let _registered = shard.register(member, Box::default(), Rc::clone(&outbox));
+        let _registered = shard.register(member, Box::default(), Vec::new(), Rc::clone(&outbox));
         assert_eq!(told(&outbox).await, Some(Signal::Close(CloseCause::Revoked)));
     });
 }

@@ -1,8 +1,9 @@
 //! Seats on Redis: `<prefix>seats:<user>`, a sorted set of `<replica>:<connection>` by time. One
-//! key a script, so that a cluster needs nothing special.
+//! key a script; on a cluster it lies in the slot of the user's channel, where publishing looks
+//! whether anyone is there.
 
 use fred::types::Value;
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, FutureExt, try_join, try_join_all};
 
 use super::{RedisStore, millis};
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
 /// A seat that its replica does not enter again within this time is forgotten with its key.
 const TTL: std::time::Duration = std::time::Duration::from_secs(180);
 
-/// ARGV: the seat, the limit, `refuse` or `oldest`, how many that are over are wanted, the TTL, the
+/// ARGV: the seat, the limit (0: none), `refuse` or `oldest`, how many that are over are wanted, the TTL, the
 /// time of the list of live replicas (0: not known), and the list.
 ///
 /// Looks for seats of replicas that are gone only when there is no room: a seat taken after the
@@ -23,6 +24,7 @@ const TTL: std::time::Duration = std::time::Duration::from_secs(180);
 const TAKE: &str = "local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local limit = tonumber(ARGV[2])
+if limit == 0 then limit = math.huge end
 redis.call('ZREM', KEYS[1], ARGV[1])
 local taken = redis.call('ZCARD', KEYS[1])
 local as_of = tonumber(ARGV[6])
@@ -64,10 +66,22 @@ end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1";
 
-impl RedisStore {
-    fn seats(&self, user: &UserId) -> String {
-        self.key(&format!("seats:{}", user.as_str()))
-    }
+/// The seats, each followed by its time.
+const SEATS: &str = "return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')";
+
+/// A replica that took a seat so recently is alive, whether or not it is on the list: it held its
+/// lease then. (The list may have been made before it joined, or after Redis forgot everyone.)
+const RECENT: u64 = 9_000;
+
+/// How many of these seats, each followed by its time, are of a replica that is alive.
+fn count(seats: &[String], now: u64, live: &[String]) -> usize {
+    let alive = |pair: &[String]| {
+        let [seat, at] = pair else { return false };
+        let recent = at.parse::<f64>().is_ok_and(|at| at + RECENT as f64 > now as f64);
+        let replica = seat.split(':').next().unwrap_or_default();
+        recent || live.iter().any(|name| name == replica)
+    };
+    seats.chunks(2).filter(|pair| alive(pair)).count()
 }
 
 fn seat(replica: &str, id: ConnectionId) -> String {
@@ -86,11 +100,28 @@ impl SeatBook for RedisStore {
                 wish.fleet.at.to_string(),
             ];
             arguments.extend(wish.fleet.live.iter().cloned());
-            let answer: Vec<String> = self.script(TAKE, self.seats(wish.user), arguments).await?;
+            let answer: Vec<String> =
+                self.script(TAKE, self.names.seats(wish.user), arguments).await?;
             let Some((at, over)) = answer.split_first() else { return Ok(Taken::Full) };
             let id = |seat: &String| ConnectionId::parse(seat.rsplit_once(':')?.1);
             let at = at.parse().unwrap_or_default();
             Ok(Taken::Seat { at, over: over.iter().filter_map(id).collect() })
+        }
+        .boxed()
+    }
+
+    fn count_seats<'a>(
+        &'a self,
+        users: &'a [UserId],
+    ) -> BoxFuture<'a, Result<Vec<usize>, BusError>> {
+        async move {
+            // All are on their way before the first is answered: one round trip.
+            let seats =
+                users.iter().map(|user| self.script(SEATS, self.names.seats(user), Vec::new()));
+            let (roll, seats) = try_join(self.roll(), try_join_all(seats)).await?;
+            let (now, live) = roll;
+            let seats: Vec<Vec<String>> = seats;
+            Ok(seats.iter().map(|seats| count(seats, now, &live)).collect())
         }
         .boxed()
     }
@@ -107,8 +138,23 @@ impl SeatBook for RedisStore {
                 arguments.push(seat(replica, *id));
                 arguments.push(at.map(|at| at.to_string()).unwrap_or_default());
             }
-            self.script::<Value>(SETTLE, self.seats(user), arguments).await.map(drop)
+            self.script::<Value>(SETTLE, self.names.seats(user), arguments).await.map(drop)
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seats_count_while_their_replica_lives() {
+        let seats = ["a:1", "1000", "b:2", "1000", "b:3", "99500", "c:4", "1e+05", "d:", "x"];
+        let seats: Vec<String> = seats.iter().map(ToString::to_string).collect();
+        assert_eq!(count(&seats, 100_000, &["a".to_owned()]), 3);
+        assert_eq!(count(&seats, 200_000, &["a".to_owned()]), 1);
+        assert_eq!(count(&seats, 200_000, &[]), 0);
+        assert_eq!(count(&[], 0, &[]), 0);
     }
 }

@@ -1,0 +1,99 @@
+//! `GET /sse/notifications`: the same connection as Server-Sent Events.
+//!
+//! A browser's EventSource comes back by itself from a stream that ended, and never from any other
+//! answer. So what will be better later is said in a stream of one goodbye, and only what
+//! trying again cannot mend is a status.
+
+use std::rc::Rc;
+
+use actix_http::{ConnectionType, Version};
+use actix_web::{HttpRequest, HttpResponse, body::MessageBody, http::header, web};
+use rand::Rng as _;
+
+use super::{
+    admission::{self, Admitted, Refusal},
+    arrival::{arrive, outbox},
+    cors,
+    public::Worker,
+};
+use crate::{
+    auth::origin::Verdict,
+    connection::sse::{self, Body, Silence},
+    event::CloseCause,
+    net::Link,
+    telemetry::Transport,
+};
+
+/// What a page may send that reads a stream by other means than EventSource.
+const HEADERS: &str = "Authorization, Cache-Control, Last-Event-ID";
+
+/// `OPTIONS /sse/notifications`
+pub(super) async fn preflight(request: HttpRequest, worker: web::Data<Worker>) -> HttpResponse {
+    cors::preflight(request.headers(), &worker.state.origins, "GET, OPTIONS", HEADERS)
+}
+
+/// `GET /sse/notifications`
+pub(super) async fn notifications(request: HttpRequest, worker: web::Data<Worker>) -> HttpResponse {
+    let state = &worker.state;
+    let allowed = state.origins.check(request.headers()) == Verdict::Allowed;
+    let answer = match admission::admit(request.head(), state, Transport::Sse).await {
+        Ok(admitted) => accept(&request, &worker, admitted),
+        Err(refused) => Err(refused.refusal),
+    };
+    let mut response = answer.unwrap_or_else(|refusal| {
+        let (method, result) = refusal.result();
+        state.metrics.connect(Transport::Sse, method, result);
+        refuse(&refusal, state.explain)
+    });
+    // After the end of a stream its client comes back by another connection: this one has no more
+    // requests, and what still comes on it is not read as one.
+    response.head_mut().set_connection_type(ConnectionType::Close);
+    cors::grant(&mut response, request.headers(), allowed);
+    response
+}
+
+fn accept(
+    request: &HttpRequest,
+    worker: &Worker,
+    admitted: Admitted,
+) -> Result<HttpResponse, Refusal> {
+    let Some(link) = request.conn_data::<Link>().cloned() else {
+        return Err(Refusal::BadRequest("this connection cannot bear a stream"));
+    };
+    let outbox = outbox(worker);
+    let mut response = stream(Body::new(Rc::clone(&outbox), link.clone()));
+    // HTTP/1.0 knows no chunks: its stream ends with the connection (RFC 9112 §6.1).
+    response.head_mut().no_chunking(request.head().version < Version::HTTP_11);
+    arrive(worker, admitted, Transport::Sse, outbox, link, Silence);
+    Ok(response)
+}
+
+fn refuse(refusal: &Refusal, explain: bool) -> HttpResponse {
+    if let Some((cause, seconds)) = refusal.retry() {
+        return stream(sse::goodbye(cause, spread(cause, seconds)));
+    }
+    let problem = refusal.problem();
+    match refusal.advice().filter(|_| explain) {
+        Some(advice) => problem.detail(advice).response(),
+        None => problem.response(),
+    }
+}
+
+/// Milliseconds around these seconds, so that those who were refused together do not return
+/// together. Tabs of one user too many are few, and have to wait for all of it.
+fn spread(cause: CloseCause, seconds: u32) -> u64 {
+    let middle = u64::from(seconds) * 1000;
+    match cause {
+        CloseCause::TooMany => middle,
+        _ => rand::rng().random_range(middle / 2..middle * 3 / 2),
+    }
+}
+
+fn stream(body: impl MessageBody + 'static) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    response.insert_header((header::CONTENT_TYPE, "text/event-stream"));
+    response.insert_header((header::CACHE_CONTROL, "no-store"));
+    // nginx and those who follow it would collect a stream before they pass it on.
+    response.insert_header(("x-accel-buffering", "no"));
+    response.body(body)
+}
