@@ -3,7 +3,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt audit bench
+.PHONY: help run test chaos chaos-negative lint fmt audit bench
 
 # rustup puts cargo here; a shell opened before the installation does not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -13,7 +13,7 @@ RAISE_NOFILE := ulimit -n "$$(ulimit -Hn)" 2>/dev/null || true
 
 help: ## Show this list
 	@echo "Belfry: make <target>"
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  \033[1m%-8s\033[0m %s\n", $$1, $$2 }' \
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2 }' \
 	    $(firstword $(MAKEFILE_LIST))
 
 # A development build: ready minutes sooner than an optimised one, and fast enough to try things.
@@ -25,10 +25,28 @@ test: ## Run all tests: unit, documentation, and tests/it with a real redis-serv
 	@scripts/setup.sh test
 	@$(RAISE_NOFILE); cargo test --locked
 
+# Variables of a run: DURATION in seconds, SEED to repeat one, FSYNC=always where no gap may be
+# announced at all, LOG for the replicas' log level.
+DURATION ?= 600
+SEED ?=
+FSYNC ?= everysec
+LOG ?= info
+CHAOS = cargo test --locked --test chaos -- --duration $(DURATION) $(if $(SEED),--seed $(SEED)) \
+    --fsync $(FSYNC) --log $(LOG)
+
+chaos: ## Check delivery under faults at random (DURATION=600 SEED=n FSYNC=everysec|always)
+	@scripts/setup.sh test
+	@$(RAISE_NOFILE); $(CHAOS)
+
+chaos-negative: ## The same without gap repair: succeeds if the checker notices
+	@scripts/setup.sh test
+	@$(RAISE_NOFILE); $(CHAOS) --no-repair
+
 lint: ## Check formatting, lints and the links in the documentation
 	@scripts/setup.sh build
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --test chaos -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
 fmt: ## Format the code

@@ -17,6 +17,8 @@
     reason = "a test that fails by panicking fails well"
 )]
 
+#[path = "../chaos/checker/mod.rs"]
+mod checker;
 mod support;
 
 mod addressing;
@@ -24,6 +26,7 @@ mod arrows;
 mod auth;
 mod backchannel;
 mod batch;
+mod chaos;
 mod cli;
 mod cloudevents;
 mod credentials;

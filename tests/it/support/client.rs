@@ -73,6 +73,20 @@ impl Dial {
         self
     }
 
+    /// The same with Server-Sent Events.
+    pub fn sse(mut self) -> Self {
+        self.path = self.path.replacen("/ws/", "/sse/", 1);
+        self
+    }
+
+    /// `?since=`, after what is in the query already.
+    pub fn since(mut self, cursor: &str) -> Self {
+        let sign = if self.path.contains('?') { '&' } else { '?' };
+        let value = escaped(cursor);
+        self.path = format!("{}{sign}since={value}", self.path);
+        self
+    }
+
     /// The value of `Host`.
     pub fn authority(&self) -> String {
         self.host.clone().unwrap_or_else(|| self.address.to_string())
@@ -377,8 +391,15 @@ impl Ws {
     }
 }
 
+/// A text as the value of a query member: all but RFC 3986's unreserved characters is escaped.
+pub fn escaped(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let escape = |byte| if plain(byte) { char::from(byte).into() } else { format!("%{byte:02X}") };
+    text.bytes().map(escape).collect()
+}
+
 /// Is it a frame of Belfry's own, and not an event?
-fn is_belfrys_own(text: &str) -> bool {
+pub fn is_belfrys_own(text: &str) -> bool {
     text.contains("\"belfry.")
         && serde_json::from_str::<Value>(text)
             .is_ok_and(|value| value["type"].as_str().is_some_and(|t| t.starts_with("belfry.")))

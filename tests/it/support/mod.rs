@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     net::TcpListener,
-    sync::atomic::{AtomicU16, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 
 use tokio::time::{Duration, Instant};
@@ -17,6 +20,7 @@ pub mod openssl;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
+pub mod sse;
 pub mod tls;
 
 /// How long a test waits for what should take milliseconds, on a busy machine.
@@ -41,18 +45,32 @@ pub async fn until<T>(
     }
 }
 
-/// A port nobody listens on, outside the range from which the kernel takes the ports of outgoing
-/// connections: it is still free when a server that was killed comes back to it.
+/// Ports that one process of tests takes for itself.
+const BLOCK: u16 = 1_000;
+
+/// The first of this process's ports. It listens on it, so that no other process takes the block:
+/// a server that was killed finds its port free when it comes back.
+fn block() -> u16 {
+    static GUARD: OnceLock<TcpListener> = OnceLock::new();
+    let guard = GUARD.get_or_init(|| {
+        // Below the range from which the kernel takes the ports of outgoing connections.
+        let mut firsts = (10_000..32_000).step_by(BLOCK.into());
+        let guard = firsts.find_map(|first: u16| TcpListener::bind(("127.0.0.1", first)).ok());
+        guard.expect("a block of ports that no other tests have taken")
+    });
+    guard.local_addr().expect("it listens").port()
+}
+
+/// A port nobody listens on, and that no other process of tests will take.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let own = u16::try_from(std::process::id() % 11).unwrap_or(0) * 1_000;
-    for _ in 0..11_000 {
-        let port = 20_000 + (own + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+    for _ in 1..BLOCK {
+        let port = block() + 1 + NEXT.fetch_add(1, Ordering::Relaxed) % (BLOCK - 1);
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
-    panic!("no free port between 20000 and 32000");
+    panic!("all ports of this process are taken");
 }
 
 /// The value below which this share of `samples` lies.

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -57,6 +58,11 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Where it keeps its files.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Starts it on its port, empty unless the options keep something, and waits for it.
     pub async fn restart(&mut self) {
         assert!(self.child.is_none(), "it still runs");
@@ -77,9 +83,19 @@ impl RedisServer {
             )
         }));
         let start = Instant::now();
-        while TcpStream::connect(self.address()).await.is_err() {
-            let log = || std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-            assert!(start.elapsed() < Duration::from_secs(10), "redis-server: {}", log());
+        loop {
+            let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            // Somebody else could be listening there.
+            let ours = log.contains("Server initialized");
+            if ours && TcpStream::connect(self.address()).await.is_ok() {
+                return;
+            }
+            let ended = self
+                .child
+                .as_mut()
+                .is_some_and(|child| child.try_wait().expect("a child of ours").is_some());
+            let waits = !ended && start.elapsed() < Duration::from_secs(10);
+            assert!(waits, "redis-server does not start: {log}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
