@@ -11,8 +11,8 @@ use crate::support::{
     jwt::{Jwt, token},
     redis::RedisServer,
     tab::{
-        Kind, Position, Tab, answer, for_all, for_group, for_user, group_tag, member, put, quick,
-        split, with,
+        Kind, Position, Tab, answer, for_all, for_group, for_user, group_tag, marker, member, put,
+        quick, split, with,
     },
 };
 
@@ -196,8 +196,7 @@ async fn d09_who_is_left_out_sees_a_skip_in_its_place(kind: Kind) {
             tab.is_whole();
             let mut frames = tab.replay().await;
             frames.sort_by_key(|frame| split(member(frame, "id").expect("an id")).0 == "b");
-            let markers: Vec<String> =
-                frames.iter().map(crate::support::tab::marker).collect();
+            let markers: Vec<String> = frames.iter().map(marker).collect();
             let live = seen(user);
             let mut wanted: Vec<&str> = vec![live[2], live[3], "last"];
             wanted.extend([live[0], live[1], live[4]]);

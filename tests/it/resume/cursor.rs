@@ -84,7 +84,8 @@ async fn what_was_missed_follows_then_what_is_live(kind: Kind) {
             let at = live.iter().position(|text| *text == event);
             live.remove(at.unwrap_or_else(|| panic!("never live: {event}")));
         }
-        let left: Vec<&str> = live.iter().filter(|text| !text.contains("seen")).map(|t| &**t).collect();
+        let left: Vec<&str> =
+            live.iter().filter(|text| !text.contains("seen")).map(|t| &**t).collect();
         assert!(left.is_empty(), "never replayed: {left:?}");
     }
 }
@@ -229,12 +230,12 @@ async fn a_new_group_begins_ten_seconds_before(kind: Kind) {
 async fn a_group_that_was_left_is_silent(kind: Kind) {
     let place = kind.start(Builder::production()).await;
     let replica = &place.replica;
-    let cursor = Tab::open(&dial(replica)).await.leave();
-    put(replica, &for_group("staff", "secret")).await;
-    put(replica, &for_user("alice", "mine")).await;
     let outside = Dial::to(replica).query(&token("alice"));
-    for dial in [outside.clone(), outside.sse()] {
-        let mut tab = Tab::resume(&dial, &cursor).await;
+    for outside in [outside.clone(), outside.sse()] {
+        let cursor = Tab::open(&dial(replica)).await.leave();
+        put(replica, &for_group("staff", "secret")).await;
+        put(replica, &for_user("alice", "mine")).await;
+        let mut tab = Tab::resume(&outside, &cursor).await;
         assert_eq!(tab.cursor.tags(), ["b", "u"], "{}", tab.welcome);
         let tag = group_tag("staff");
         let (_, lost) = tab.resumed();
@@ -270,19 +271,15 @@ async fn a_quiet_channel_stays_provable(kind: Kind) {
         let mut tab = Tab::resume(&dial, &cursor).await;
         tab.is_whole();
         assert!(tab.replay().await.is_empty());
-        // The chain goes on where it was.
-        put(replica, &for_user("alice", "next")).await;
-        assert_eq!(marker(&tab.next().await), "next");
-        let now = tab.leave();
-        let mut tab = Tab::resume(&dial, &now).await;
-        tab.is_whole();
-        assert!(tab.replay().await.is_empty());
-        let mut tab = Tab::resume(&dial, &cursor).await;
-        tab.is_whole();
-        assert_eq!(tab.replayed().await, ["next"]);
-        // For the second run, the first one's event has to be past.
-        break;
     }
+    // The chain goes on where it was.
+    let mut tab = Tab::resume(&dial(replica), &cursor).await;
+    tab.replay().await;
+    put(replica, &for_user("alice", "next")).await;
+    assert_eq!(marker(&tab.next().await), "next");
+    let mut tab = Tab::resume(&dial(replica), &cursor).await;
+    tab.is_whole();
+    assert_eq!(tab.replayed().await, ["next"]);
 }
 
 async fn an_event_past_its_time_is_a_skip(kind: Kind) {

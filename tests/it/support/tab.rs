@@ -358,6 +358,31 @@ impl Tab {
         }
     }
 
+    /// The next frame of this `belfry.*` type; it fails at anything but other words before it.
+    pub async fn next_word(&mut self, kind: &str) -> Value {
+        loop {
+            let frame = self.next().await;
+            let found = member(&frame, "type").unwrap_or_default();
+            if found == kind {
+                return frame;
+            }
+            assert!(found.starts_with("belfry."), "before {kind}: {frame}");
+        }
+    }
+
+    /// Waits for the end, before which nothing more comes.
+    pub async fn ends(&mut self) {
+        let texts = match &mut self.line {
+            Line::Ws(ws) => ws.end(PATIENCE).await.texts,
+            Line::Sse(sse) => {
+                let end = sse.end(PATIENCE).await;
+                assert!(end.whole, "cut off");
+                end.texts
+            }
+        };
+        assert!(texts.is_empty(), "{texts:?}");
+    }
+
     /// Drops the connection; the cursor that is left.
     pub fn leave(self) -> String {
         self.cursor.to_string()
