@@ -12,6 +12,10 @@ use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+mod position;
+
+pub use position::{Cursor, NotAPosition, Position, Tag, parse_id};
+
 /// Longest user id or group name, in bytes (contract §2).
 pub const NAME_BYTES: usize = 256;
 /// Longest event type, in characters (contract §5).
@@ -419,12 +423,22 @@ pub enum GapReason {
     ProbeLost,
     /// A worker's mailbox was full.
     WorkerLagged,
+    /// An event came that does not follow the one before it.
+    ChainBroken,
+    /// The broker has lost what it had accepted.
+    BrokerLost,
 }
 
 impl GapReason {
     /// Every reason.
-    pub const ALL: [Self; 4] =
-        [Self::Reconnected, Self::Lagged, Self::ProbeLost, Self::WorkerLagged];
+    pub const ALL: [Self; 6] = [
+        Self::Reconnected,
+        Self::Lagged,
+        Self::ProbeLost,
+        Self::WorkerLagged,
+        Self::ChainBroken,
+        Self::BrokerLost,
+    ];
 
     /// The name in metrics, logs and the `belfry.resync` frame.
     #[must_use]
@@ -434,6 +448,8 @@ impl GapReason {
             Self::Lagged => "lagged",
             Self::ProbeLost => "probe_lost",
             Self::WorkerLagged => "worker_lagged",
+            Self::ChainBroken => "chain_broken",
+            Self::BrokerLost => "broker_lost",
         }
     }
 }

@@ -3,12 +3,14 @@
 //! That is possible because a server's WebSocket frames are not masked (RFC 6455 §5.1) and no
 //! extension is negotiated: the bytes are the same for everyone.
 
+use std::sync::Arc;
+
 use actix_http::ws::{CloseCode, CloseReason, OpCode, Parser};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::event::{CloseCause, Group};
+use crate::event::{CloseCause, Cursor, Group, Position, Tag};
 
 /// Room for the longest header of a server frame: two bytes and a 64-bit length.
 const HEADER_BYTES: usize = 10;
@@ -18,15 +20,30 @@ const HEADER_BYTES: usize = 10;
 pub struct Frame {
     wire: Bytes,
     received: Option<Instant>,
+    mark: Option<Mark>,
+    cursor: Option<Arc<Cursor>>,
+}
+
+/// Where a client stands in a channel once it has a frame: SSE writes it into the `id:` line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Which channel.
+    pub tag: Tag,
+    /// Up to where.
+    pub at: Position,
 }
 
 impl Frame {
+    fn plain(wire: BytesMut) -> Self {
+        Self { wire: wire.freeze(), received: None, mark: None, cursor: None }
+    }
+
     /// A text frame with this JSON.
     #[must_use]
     pub fn text(json: &str) -> Self {
         let mut wire = BytesMut::with_capacity(json.len() + HEADER_BYTES);
         Parser::write_message(&mut wire, json, OpCode::Text, true, false);
-        Self { wire: wire.freeze(), received: None }
+        Self::plain(wire)
     }
 
     /// An event that reached this replica at `received`, which delivery times count from.
@@ -35,12 +52,65 @@ impl Frame {
         Self { received: Some(received), ..Self::text(json) }
     }
 
+    /// After this frame its client stands here.
+    #[must_use]
+    pub fn at(self, mark: Mark) -> Self {
+        Self { mark: Some(mark), ..self }
+    }
+
+    /// After this frame its client stands here, in all its channels.
+    #[must_use]
+    pub fn resets(self, cursor: Cursor) -> Self {
+        Self { cursor: Some(Arc::new(cursor)), ..self }
+    }
+
+    /// Where its client stands in all its channels after it; `None` for frames that do not say so.
+    #[must_use]
+    pub fn cursor(&self) -> Option<&Cursor> {
+        self.cursor.as_deref()
+    }
+
+    /// Nothing for this client under this id, so that the chain holds for everyone.
+    #[must_use]
+    pub fn skip(tag: &Tag, at: Position, prev: Position) -> Self {
+        let json = format!(r#"{{"type":"belfry.skip","id":"{tag}~{at}","prev":"{tag}~{prev}"}}"#);
+        Self::text(&json).at(Mark { tag: tag.clone(), at })
+    }
+
+    /// Where its client stands after it; `None` for what is not kept.
+    #[must_use]
+    pub fn mark(&self) -> Option<&Mark> {
+        self.mark.as_ref()
+    }
+
+    /// The JSON of a text frame, without what WebSocket puts around it; `None` for a frame of
+    /// another kind.
+    #[must_use]
+    pub fn json(&self) -> Option<Bytes> {
+        let text = self.wire.first() == Some(&0x81);
+        let (header, len) = match self.wire.get(1)? {
+            126 => (4, usize::from(u16::from_be_bytes(self.wire.get(2..4)?.try_into().ok()?))),
+            127 => {
+                let len = u64::from_be_bytes(self.wire.get(2..10)?.try_into().ok()?);
+                (10, usize::try_from(len).ok()?)
+            }
+            short => (2, usize::from(*short)),
+        };
+        (text && self.wire.len() >= header + len).then(|| self.wire.slice(header..header + len))
+    }
+
+    /// The same, as one that reached this replica now, out of the history.
+    #[must_use]
+    pub fn arrived(self) -> Self {
+        Self { received: Some(Instant::now()), ..self }
+    }
+
     /// A pong with the payload of the ping it answers (RFC 6455 §5.5.3).
     #[must_use]
     pub fn pong(payload: &[u8]) -> Self {
         let mut wire = BytesMut::with_capacity(payload.len() + HEADER_BYTES);
         Parser::write_message(&mut wire, payload, OpCode::Pong, true, false);
-        Self { wire: wire.freeze(), received: None }
+        Self::plain(wire)
     }
 
     /// The heartbeat: `{"type":"ping"}` for scripts, which never see protocol pings, and a
@@ -50,7 +120,7 @@ impl Frame {
         let mut wire = BytesMut::with_capacity(32);
         Parser::write_message(&mut wire, r#"{"type":"ping"}"#, OpCode::Text, true, false);
         Parser::write_message(&mut wire, b"", OpCode::Ping, true, false);
-        Self { wire: wire.freeze(), received: None }
+        Self::plain(wire)
     }
 
     /// A close frame; the reason is cut to the 123 bytes that RFC 6455 §5.5 leaves for it.
@@ -62,7 +132,7 @@ impl Frame {
         };
         let mut wire = BytesMut::new();
         Parser::write_close(&mut wire, Some(reason), false);
-        Self { wire: wire.freeze(), received: None }
+        Self::plain(wire)
     }
 
     /// An empty close frame, the answer to a peer's empty one.
@@ -70,7 +140,7 @@ impl Frame {
     pub fn close_empty() -> Self {
         let mut wire = BytesMut::new();
         Parser::write_close(&mut wire, None, false);
-        Self { wire: wire.freeze(), received: None }
+        Self::plain(wire)
     }
 
     /// Bytes on the wire.
@@ -120,13 +190,19 @@ pub enum Notice<'a> {
         user: &'a str,
         /// The groups that the credential names, as far as `auth.groups.allow` lets them.
         groups: &'a [Group],
-        /// Where to resume from; empty while nothing is kept.
+        /// Where to resume from; empty where nothing is kept.
         cursor: &'a str,
         /// Silence after which the server pings.
         heartbeat_ms: u64,
-        /// `null`: nothing was asked for.
+        /// `null`: nothing was asked for. `false`: the channels in `lost` cannot be proven whole.
         resumed: Option<bool>,
+        /// Tags of the channels that are not whole.
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        lost: &'a [String],
     },
+    /// The replay that was asked for is done.
+    #[serde(rename = "belfry.live")]
+    Live {},
     /// A gap that could not be filled: reload your state.
     #[serde(rename = "belfry.resync")]
     Resync {
@@ -179,14 +255,11 @@ impl Notice<'_> {
     }
 }
 
-/// The tags of channels as cursors name them: `u`, `b`, `g=<base64url(name)>` (contract §4).
+/// The tags of a client's channels (contract §4).
 #[must_use]
 pub fn tags(groups: &[Group]) -> Vec<String> {
-    use base64::Engine as _;
-    let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    let mut tags = vec!["u".to_owned(), "b".to_owned()];
-    tags.extend(groups.iter().map(|group| format!("g={}", engine.encode(group.as_str()))));
-    tags
+    let groups = groups.iter().map(Tag::group);
+    [Tag::User, Tag::Broadcast].into_iter().chain(groups).map(|tag| tag.to_string()).collect()
 }
 
 /// The goodbye and the close frame for this cause, in the order in which they are sent.
@@ -214,6 +287,17 @@ mod tests {
             assert_eq!(frame.len(), len + header, "{len}");
         }
         assert_eq!(&Frame::text("hi").into_wire()[..], b"\x81\x02hi");
+    }
+
+    #[test]
+    fn json_is_what_was_given() {
+        for len in [0, 125, 126, 65_535, 65_536] {
+            let text = "x".repeat(len);
+            assert_eq!(Frame::text(&text).json().unwrap(), text.as_bytes(), "{len}");
+        }
+        assert_eq!(&Frame::heartbeat().json().unwrap()[..], br#"{"type":"ping"}"#);
+        assert_eq!(Frame::pong(b"x").json(), None);
+        assert_eq!(Frame::close(1000, "").json(), None);
     }
 
     #[test]

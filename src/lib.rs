@@ -20,6 +20,7 @@ pub mod connection;
 pub mod event;
 pub mod frame;
 pub mod gate;
+pub mod history;
 pub mod http;
 pub mod lifecycle;
 pub mod net;

@@ -28,6 +28,12 @@ pub struct Bounds {
     pub bytes: usize,
 }
 
+impl Bounds {
+    fn has_room(&self, state: &State) -> bool {
+        state.queue.len() <= self.frames / 2 && state.bytes <= self.bytes / 2
+    }
+}
+
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Push {
@@ -50,6 +56,8 @@ pub enum Signal {
     Leave(Instant),
     /// Look the session up now: it may be gone.
     Recheck,
+    /// Read on from the history: live events were missed.
+    CatchUp,
     /// The deadline that was set has come.
     Due,
 }
@@ -73,6 +81,8 @@ struct State {
     phase: Phase,
     socket: Option<Waker>,
     actor: Option<Waker>,
+    /// Whoever waits for room.
+    replay: Option<Waker>,
 }
 
 /// See the module.
@@ -85,6 +95,7 @@ pub struct Outbox {
     close: Cell<Option<CloseCause>>,
     leave: Cell<Option<Instant>>,
     recheck: Cell<bool>,
+    catch_up: Cell<bool>,
 }
 
 impl Outbox {
@@ -99,6 +110,7 @@ impl Outbox {
                 phase: Phase::Open,
                 socket: None,
                 actor: None,
+                replay: None,
             }),
             bounds,
             metrics,
@@ -107,6 +119,7 @@ impl Outbox {
             close: Cell::new(None),
             leave: Cell::new(None),
             recheck: Cell::new(false),
+            catch_up: Cell::new(false),
         })
     }
 
@@ -125,6 +138,7 @@ impl Outbox {
             let dropped = self.clear(&mut state) + event;
             self.metrics.dropped(dropped);
             state.phase = Phase::Closing;
+            wake(&mut state.replay);
             drop(state);
             self.request_close(CloseCause::SlowConsumer);
             return Push::Overflow(dropped);
@@ -134,6 +148,20 @@ impl Outbox {
         state.queue.push_back(frame.clone());
         wake(&mut state.socket);
         Push::Queued
+    }
+
+    /// Waits until half of the queue is free, so that a replay goes at the socket's pace and what
+    /// comes live still fits. Also returns when the connection is ending.
+    pub async fn room(&self) {
+        poll_fn(|cx| {
+            let mut state = self.state.borrow_mut();
+            if state.phase != Phase::Open || self.bounds.has_room(&state) {
+                return Poll::Ready(());
+            }
+            remember(&mut state.replay, cx);
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Answers a ping, in place of an answer that is still waiting.
@@ -152,6 +180,7 @@ impl Outbox {
             return;
         }
         state.phase = Phase::Closing;
+        wake(&mut state.replay);
         state.pong = None;
         if drop_queue {
             let dropped = self.clear(&mut state);
@@ -181,6 +210,9 @@ impl Outbox {
         if let Some(frame) = state.queue.pop_front() {
             state.bytes -= frame.len();
             self.metrics.written(frame.len(), frame.received());
+            if self.bounds.has_room(&state) {
+                wake(&mut state.replay);
+            }
             if state.queue.is_empty() && state.queue.capacity() > 64 {
                 // A burst has passed; an idle connection keeps no memory of it.
                 state.queue = VecDeque::new();
@@ -201,6 +233,7 @@ impl Outbox {
         state.phase = Phase::Ended;
         let dropped = self.clear(&mut state);
         self.metrics.dropped(dropped);
+        wake(&mut state.replay);
         wake(&mut state.actor);
     }
 
@@ -221,6 +254,12 @@ impl Outbox {
     /// Asks the actor to look its session up.
     pub fn request_recheck(&self) {
         self.recheck.set(true);
+        wake(&mut self.state.borrow_mut().actor);
+    }
+
+    /// Asks the actor to read on from the history.
+    pub fn request_catch_up(&self) {
+        self.catch_up.set(true);
         wake(&mut self.state.borrow_mut().actor);
     }
 
@@ -247,6 +286,9 @@ impl Outbox {
         }
         if self.recheck.take() {
             return Poll::Ready(Signal::Recheck);
+        }
+        if self.catch_up.take() {
+            return Poll::Ready(Signal::CatchUp);
         }
         if self.due.take() {
             return Poll::Ready(Signal::Due);

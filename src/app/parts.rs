@@ -15,19 +15,21 @@ use crate::{
         ticket::Office,
     },
     bus::{
-        Feed, Publisher,
+        Feed, History, Publisher,
         memory::{Capacity, MemoryBus},
         orders::{self, Ear, Executor, Orders},
         redis,
+        replays::Replays,
         subscriber::{self, Health, Subscriber},
     },
     config::{self, Config, Method, Profile},
     event::Subject,
     gate::Gate,
+    history::Bounds as Keeping,
     http::{internal, logout::Logouts, public, server::PublicServer},
     lifecycle::{Lifecycle, Underway, Vital},
     outbox::Bounds,
-    registry::Registry,
+    registry::{Registry, tracks::Tracks},
     seats::{Keeper, Seats},
     store::{self, Store, memory::MemoryStore, redis::RedisStore, sessions::Endings},
     telemetry::Metrics,
@@ -52,6 +54,8 @@ pub(super) struct Parts {
     pub(super) seats: Arc<Seats>,
     health: Arc<Health>,
     publisher: Arc<dyn Publisher>,
+    history: Arc<dyn History>,
+    replays: Arc<Replays>,
     orders: Orders,
     logouts: Arc<Logouts>,
 }
@@ -69,8 +73,10 @@ pub(super) struct Actors {
 /// Makes everything that needs no port.
 pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors), StartError> {
     let vital = Vital::default();
-    let registry = Registry::new(config.limits.connections, metrics.clone(), vital.clone());
-    let (publisher, feed, store) = broker(config)?;
+    let tracks = Tracks::new(keeping(config));
+    let limit = config.limits.connections;
+    let registry = Registry::new(limit, Arc::clone(&tracks), metrics.clone(), vital.clone());
+    let Broker { publisher, history, feed, store } = broker(config)?;
     let (authenticator, endings) = authenticator(config, &store, &metrics)?;
     let replica = uuid::Uuid::now_v7().simple().to_string();
     let (orders, executor, ear) = orders::road(
@@ -98,6 +104,7 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         token_bytes: config.auth.token_bytes,
         refusals: Mutex::default(),
     });
+    let replays = Arc::new(Replays::new(Arc::clone(&history), tracks));
     let parts = Parts {
         metrics,
         lifecycle: Arc::default(),
@@ -109,6 +116,8 @@ pub(super) fn build(config: &Config, metrics: Metrics) -> Result<(Parts, Actors)
         seats,
         health: Arc::default(),
         publisher,
+        history,
+        replays,
         orders,
         logouts,
     };
@@ -150,6 +159,7 @@ impl Parts {
                     bytes: config.limits.queue_bytes,
                 },
                 inbound_bytes: config.limits.inbound_bytes,
+                replays: Arc::clone(&self.replays),
                 metrics: self.metrics.clone(),
             }),
         })
@@ -163,6 +173,8 @@ impl Parts {
             authenticator: Arc::clone(&self.authenticator),
             groups: groups::Rule::new(config),
             limits: config.limits.clone(),
+            history: config.history.clone(),
+            seats: Arc::clone(&self.seats),
             ready: config.ready.clone(),
             health: Arc::clone(&self.health),
             lifecycle: Arc::clone(&self.lifecycle),
@@ -183,6 +195,7 @@ impl Parts {
         Subscriber::new(
             feed,
             Arc::clone(&self.publisher),
+            Arc::clone(&self.history),
             self.registry.clone(),
             Arc::clone(&self.health),
             ear,
@@ -198,21 +211,34 @@ pub(super) fn encrypt(files: Option<&config::tls::Tls>) -> Result<Option<Arc<Tls
     Ok(tls.map(Arc::new))
 }
 
-type Broker = (Arc<dyn Publisher>, Box<dyn Feed>, Arc<dyn Store>);
+/// The seams to the broker.
+struct Broker {
+    publisher: Arc<dyn Publisher>,
+    history: Arc<dyn History>,
+    feed: Box<dyn Feed>,
+    store: Arc<dyn Store>,
+}
+
+fn keeping(config: &Config) -> Keeping {
+    let config::History { events, bytes, ttl, meta_ttl } = config.history;
+    Keeping { events, bytes, ttl, meta_ttl }
+}
 
 fn broker(config: &Config) -> Result<Broker, StartError> {
-    match &config.redis {
-        None => {
-            let (publisher, feed) = MemoryBus::new(Capacity::default());
-            Ok((Arc::new(publisher), Box::new(feed), Arc::new(MemoryStore::default())))
-        }
-        Some(settings) => {
-            let redis = redis::connect(settings)
-                .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
-            let store = RedisStore::new(redis.commands, &settings.prefix);
-            Ok((Arc::new(redis.publisher), Box::new(redis.feed), Arc::new(store)))
-        }
-    }
+    let bounds = keeping(config);
+    let Some(settings) = &config.redis else {
+        let store = Arc::new(MemoryStore::default());
+        let (publisher, feed) = MemoryBus::new(Capacity::default(), bounds, Arc::clone(&store));
+        let publisher = Arc::new(publisher);
+        let history = Arc::clone(&publisher);
+        return Ok(Broker { publisher, history, feed: Box::new(feed), store });
+    };
+    let redis = redis::connect(settings, bounds)
+        .map_err(|error| StartError::Setting(format!("redis.url: {error}")))?;
+    let store = Arc::new(RedisStore::new(redis.commands, &settings.prefix));
+    let publisher = Arc::new(redis.publisher);
+    let history = Arc::clone(&publisher);
+    Ok(Broker { publisher, history, feed: Box::new(redis.feed), store })
 }
 
 /// Word of sessions that end; `None` where no cookie is accepted.

@@ -8,6 +8,13 @@
 //!  └──────────────── head ──────────────┘└────────────── for browsers ────────────┘
 //! ```
 //!
+//! A kept event begins with its id and the one before it, which the broker puts between head and
+//! type, since it alone knows them:
+//!
+//! ```text
+//! {"belfry":{"v":1},"id":"u~1732406400000-0","prev":"u~0-0","type":"greeting","data":{}}
+//! ```
+//!
 //! Only the exact head that Belfry writes is taken for its own. Anything else that is a JSON object
 //! is a neighbour's, and is delivered as it came.
 
@@ -16,7 +23,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::orders::{Ack, Given, OrderId, Wire};
-use crate::event::UserId;
+use crate::{
+    event::{Channel, Position, Tag, UserId, parse_id},
+    frame::{Frame, Mark},
+    history::Kept,
+};
 
 /// How every head begins; a version follows.
 const OPENING: &[u8] = br#"{"belfry":{"v":"#;
@@ -48,6 +59,15 @@ struct Head {
     v: u32,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     except: Vec<String>,
+    /// Milliseconds since 1970 after which an event is not replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<u64>,
+    /// It is for those who are connected now, and nobody else is to have it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    transient: bool,
+    /// What is kept here is word of a loss.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    loss: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     probe: Option<String>,
     /// The place of an order that is kept.
@@ -66,6 +86,14 @@ pub enum Decoded<'a> {
     Event {
         /// For whom it is not.
         except: Vec<UserId>,
+        /// After this moment, in milliseconds since 1970, it is not replayed.
+        until: Option<u64>,
+        /// It is word of a loss.
+        loss: bool,
+        /// It is not kept because its publisher said so.
+        transient: bool,
+        /// Its channel's tag, its place and the one before; `None` if it is not kept.
+        place: Option<(Tag, Position, Position)>,
         /// What browsers get, without its opening brace, which was the head's.
         members: &'a str,
     },
@@ -88,13 +116,90 @@ pub enum Poison {
     Version(u32),
 }
 
-/// Writes an event for a channel.
+/// What the broker puts the message of an event together from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// The head up to where `until` and its closing brace go.
+    pub head: String,
+    /// What browsers get after the id, without an opening brace.
+    pub members: Bytes,
+}
+
+impl Parts {
+    /// The message of an event that is not kept.
+    #[must_use]
+    pub fn transient(&self) -> Bytes {
+        self.join("", "")
+    }
+
+    /// The message of an event at this place.
+    #[must_use]
+    pub fn kept(&self, tag: &Tag, at: Position, prev: Position, until: Option<u64>) -> Bytes {
+        let until = until.map(|until| format!(r#","until":{until}"#)).unwrap_or_default();
+        self.join(&until, &format!(r#""id":"{tag}~{at}","prev":"{tag}~{prev}","#))
+    }
+
+    fn join(&self, until: &str, place: &str) -> Bytes {
+        let parts =
+            [self.head.as_bytes(), until.as_bytes(), b"},", place.as_bytes(), &self.members];
+        parts.concat().into()
+    }
+}
+
+/// Writes an event for a channel. `transient`: its publisher does not want it kept.
 ///
 /// # Errors
 /// Never for strings and valid JSON; the signature is the serialiser's.
-pub fn encode(event: &Event<'_>, except: &[UserId]) -> Result<Bytes, serde_json::Error> {
+pub fn encode(
+    event: &Event<'_>,
+    except: &[UserId],
+    transient: bool,
+) -> Result<Parts, serde_json::Error> {
     let except = except.iter().map(|user| user.as_str().to_owned()).collect();
-    join(&Head { v: VERSION, except, ..Head::default() }, &serde_json::to_vec(event)?)
+    let head = serde_json::to_string(&Head { v: VERSION, except, transient, ..Head::default() })?;
+    let head = format!(r#"{{"belfry":{}"#, head.strip_suffix('}').unwrap_or_default());
+    let object = serde_json::to_vec(event)?;
+    Ok(Parts { head, members: Bytes::from(object).slice(1..) })
+}
+
+/// Word of a loss in the channel of this tag, to be kept there.
+#[must_use]
+pub fn loss(tag: &Tag) -> Parts {
+    Parts {
+        head: r#"{"belfry":{"v":1,"loss":true"#.to_owned(),
+        members: format!(
+            r#""type":"belfry.resync","lost":["{tag}"],"reason":"{}"}}"#,
+            crate::event::GapReason::BrokerLost.label()
+        )
+        .into(),
+    }
+}
+
+/// A message of this channel as it is kept; `None` if it is not one of a kept event.
+#[must_use]
+pub fn kept(channel: &Channel, message: &[u8]) -> Option<Kept> {
+    let Decoded::Event { except, until, loss, place: Some((tag, at, prev)), members, .. } =
+        decode(message).ok()?
+    else {
+        return None;
+    };
+    (tag == Tag::of(channel)).then(|| Kept {
+        at,
+        prev,
+        except: except.into(),
+        until,
+        loss,
+        frame: Frame::text(&format!("{{{members}")).at(Mark { tag, at }),
+    })
+}
+
+/// The place at the beginning of what browsers get: `"id":"…","prev":"…",`.
+fn place(members: &str) -> Option<(Tag, Position, Position)> {
+    let rest = members.strip_prefix(r#""id":""#)?;
+    let (id, rest) = rest.split_once('"')?;
+    let (prev, _) = rest.strip_prefix(r#","prev":""#)?.split_once(r#"","#)?;
+    let ((tag, at), (same, prev)) = (parse_id(id)?, parse_id(prev)?);
+    (tag == same && prev < at).then_some((tag, at, prev))
 }
 
 /// Writes a probe. A neighbour who forwards it to browsers does no harm: clients ignore types of
@@ -168,7 +273,14 @@ pub fn decode(payload: &[u8]) -> Result<Decoded<'_>, Poison> {
         return Err(Poison::Invalid);
     }
     let except = head.except.iter().map(|user| UserId::new(user)).collect::<Result<_, _>>();
-    Ok(Decoded::Event { except: except.map_err(|_| Poison::Invalid)?, members })
+    Ok(Decoded::Event {
+        except: except.map_err(|_| Poison::Invalid)?,
+        until: head.until,
+        loss: head.loss,
+        transient: head.transient,
+        place: place(members),
+        members,
+    })
 }
 
 /// The head, and what follows the comma after it.

@@ -16,12 +16,21 @@ use tokio::{
 };
 
 use super::{
-    BusError, Destination, Feed, Incoming, Message, Once, Published, Publisher,
+    Ask, BusError, Destination, Feed, History, Incoming, Keep, Message, Once, Post, Posted,
+    Publisher, Receipt,
     control::{Control, Kept},
     envelope,
     orders::OrderId,
 };
-use crate::store::{Claim, IDEMPOTENCY_TTL, Store as _, memory::MemoryStore};
+use crate::{
+    event::{Channel, Tag, UserId},
+    history::{Bounds, Reading},
+    store::{Claim, IDEMPOTENCY_TTL, Store as _, memory::MemoryStore},
+};
+
+mod streams;
+
+use streams::Streams;
 
 /// How much may wait for the subscriber actor, and how long a publisher waits for room.
 #[derive(Clone, Copy, Debug)]
@@ -59,8 +68,10 @@ pub struct MemoryPublisher {
     capacity: Capacity,
     /// Orders that were given.
     orders: Arc<AtomicU64>,
-    /// Requests that were done once.
-    done: Arc<MemoryStore>,
+    /// Requests that were done once, and who is connected.
+    store: Arc<MemoryStore>,
+    /// What is kept.
+    streams: Arc<Streams>,
 }
 
 /// Takes them out.
@@ -74,7 +85,11 @@ pub struct MemoryFeed {
 impl MemoryBus {
     /// Both ends of a new bus. It ends when every publisher is gone, or the feed.
     #[expect(clippy::new_ret_no_self, reason = "a bus is its two ends")]
-    pub fn new(capacity: Capacity) -> (MemoryPublisher, MemoryFeed) {
+    pub fn new(
+        capacity: Capacity,
+        bounds: Bounds,
+        store: Arc<MemoryStore>,
+    ) -> (MemoryPublisher, MemoryFeed) {
         let (sender, receiver) = mpsc::channel(capacity.messages.max(1));
         let room = Arc::new(Semaphore::new(capacity.bytes as usize));
         (
@@ -83,26 +98,107 @@ impl MemoryBus {
                 room,
                 capacity,
                 orders: Arc::default(),
-                done: Arc::default(),
+                store,
+                streams: Arc::new(Streams::new(bounds)),
             },
             MemoryFeed { queue: receiver, subscribed: Some(false) },
         )
     }
 }
 
+/// A place in the queue, and room for so many bytes.
+struct Place<'a> {
+    place: mpsc::Permit<'a, Waiting>,
+    room: OwnedSemaphorePermit,
+}
+
+impl Place<'_> {
+    fn send(self, from: Destination, payload: Bytes) {
+        self.place.send(Waiting { from, payload, _room: self.room });
+    }
+}
+
 impl MemoryPublisher {
-    async fn put(&self, message: Message, deadline: Instant) -> Result<(), BusError> {
+    async fn place(&self, bytes: usize, deadline: Instant) -> Result<Place<'_>, BusError> {
         let full = |_| BusError::Away("its queue is full".to_owned());
         let gone = || BusError::Away("it has shut down".to_owned());
-        let bytes = u32::try_from(message.payload.len()).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         // First the place, then the bytes: two publishers then never hold what the other needs.
         let place =
             timeout_at(deadline, self.queue.reserve()).await.map_err(full)?.map_err(|_| gone())?;
         let room = Arc::clone(&self.room).acquire_many_owned(bytes.min(self.capacity.bytes));
         let room = timeout_at(deadline, room).await.map_err(full)?.map_err(|_| gone())?;
-        place.send(Waiting { from: message.to, payload: message.payload, _room: room });
+        Ok(Place { place, room })
+    }
+
+    async fn put(&self, message: Message, deadline: Instant) -> Result<(), BusError> {
+        let place = self.place(message.payload.len(), deadline).await?;
+        place.send(message.to, message.payload);
         Ok(())
     }
+
+    /// Keeps and publishes one event, or finds that it was done before.
+    async fn post_one(&self, post: Post, deadline: Instant) -> Result<Posted, BusError> {
+        let Some(Once { key, fingerprint, .. }) = post.once.clone() else {
+            return self.keep_and_publish(post, deadline).await.map(Posted::Done);
+        };
+        match self.store.claim(&key, &fingerprint, self.capacity.patience * 2).await? {
+            Claim::Fresh => {}
+            Claim::Done { fingerprint: first, answer } if first == fingerprint => {
+                return Ok(Posted::Done(Receipt::remembered(&answer)));
+            }
+            Claim::Done { .. } => return Ok(Posted::Conflict),
+            Claim::Pending => {
+                return Err(BusError::Away("the same request is under way".to_owned()));
+            }
+        }
+        match self.keep_and_publish(post, deadline).await {
+            Ok(receipt) => {
+                let answer = receipt.to_string();
+                let settled = self.store.settle(&key, &fingerprint, &answer, IDEMPOTENCY_TTL);
+                settled.await.map(|()| Posted::Done(receipt))
+            }
+            Err(error) => self.store.release(&key).await.and(Err(error)),
+        }
+    }
+
+    async fn keep_and_publish(&self, post: Post, deadline: Instant) -> Result<Receipt, BusError> {
+        let Post { to, event, keep, online, .. } = post;
+        let online = match (online, &to) {
+            (Some(_), Channel::User(user)) => Some(self.store.is_seated(user)),
+            _ => None,
+        };
+        let bytes = event.head.len() + event.members.len() + PLACE_BYTES;
+        let place = self.place(bytes, deadline).await?;
+        let life = match keep {
+            Keep::Kept => None,
+            Keep::For(life) => Some(life),
+            Keep::Transient => {
+                let receipt = Receipt::new(&Tag::of(&to), None, online);
+                place.send(Destination::Events(to), event.transient());
+                return Ok(receipt);
+            }
+        };
+        let tag = Tag::of(&to);
+        let to_queue = |message| place.send(Destination::Events(to.clone()), message);
+        let at = self.streams.append(
+            &to,
+            |at, prev, now| {
+                let until = life.map(|life| now.saturating_add(millis(life)));
+                let message = event.kept(&tag, at, prev, until);
+                envelope::kept(&to, &message).map(|kept| (kept, message))
+            },
+            to_queue,
+        );
+        Ok(Receipt::new(&tag, at, online))
+    }
+}
+
+/// Room for the id of an event and the one before it.
+const PLACE_BYTES: usize = 128;
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Publisher for MemoryPublisher {
@@ -117,30 +213,14 @@ impl Publisher for MemoryPublisher {
         .boxed()
     }
 
-    fn publish_once(
-        &self,
-        messages: Vec<Message>,
-        once: Once,
-    ) -> BoxFuture<'_, Result<Published, BusError>> {
+    fn post(&self, posts: Vec<Post>) -> BoxFuture<'_, Vec<Result<Posted, BusError>>> {
         async move {
-            let Once { key, fingerprint, answer } = &once;
-            match self.done.claim(key, fingerprint, self.capacity.patience * 2).await? {
-                Claim::Fresh => {}
-                Claim::Done { fingerprint: first, answer } if first == *fingerprint => {
-                    return Ok(Published::Before(answer));
-                }
-                Claim::Done { .. } => return Ok(Published::Conflict),
-                Claim::Pending => {
-                    return Err(BusError::Away("the same request is under way".to_owned()));
-                }
+            let deadline = Instant::now() + self.capacity.patience;
+            let mut answers = Vec::with_capacity(posts.len());
+            for post in posts {
+                answers.push(self.post_one(post, deadline).await);
             }
-            match self.publish(messages).await {
-                Ok(()) => {
-                    let settled = self.done.settle(key, fingerprint, answer, IDEMPOTENCY_TTL);
-                    settled.await.map(|()| Published::Now)
-                }
-                Err(error) => self.done.release(key).await.and(Err(error)),
-            }
+            answers
         }
         .boxed()
     }
@@ -151,6 +231,22 @@ impl Publisher for MemoryPublisher {
 
     fn is_up(&self) -> bool {
         !self.queue.is_closed()
+    }
+}
+
+impl History for MemoryPublisher {
+    fn keeps(&self) -> bool {
+        self.streams.keeps()
+    }
+
+    fn read(&self, asks: Vec<Ask>) -> BoxFuture<'_, Result<Vec<Reading>, BusError>> {
+        let readings = asks.iter().map(|ask| self.streams.read(ask)).collect();
+        std::future::ready(Ok(readings)).boxed()
+    }
+
+    fn erase<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Result<(), BusError>> {
+        self.streams.erase(&Channel::User(user.clone()));
+        std::future::ready(Ok(())).boxed()
     }
 }
 

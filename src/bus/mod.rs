@@ -1,26 +1,36 @@
 //! The road between replicas: publish on one, receive on all.
 //!
-//! Two seams, each with an implementation in memory (one replica) and one on Redis, and one suite
+//! Three seams, each with an implementation in memory (one replica) and one on Redis, and one suite
 //! of tests for both:
-//! - [`Publisher`] puts a message on a channel;
+//! - [`Publisher`] keeps an event and puts it on its channel;
+//! - [`History`] reads what is kept;
 //! - [`Feed`] is the one subscription of a replica, read by the [`subscriber`] actor.
 //!
 //! Everything published comes back through the feed, also what this replica published itself:
 //! there is one road, and so one behaviour.
 
+use std::{sync::Arc, time::Duration};
+
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::event::Channel;
+use crate::{
+    event::{Channel, Position, UserId},
+    history::Reading,
+};
 
 pub mod control;
 pub mod envelope;
 pub mod memory;
 pub mod orders;
+mod receipt;
 pub mod redis;
+pub mod replays;
 pub mod subscriber;
 #[cfg(test)]
 mod suite;
+
+pub use receipt::Receipt;
 
 /// One message for one channel.
 #[derive(Clone, Debug)]
@@ -57,6 +67,33 @@ pub enum BusError {
     Refused(String),
 }
 
+/// An event to be published on one channel.
+#[derive(Clone, Debug)]
+pub struct Post {
+    /// Where it goes.
+    pub to: Channel,
+    /// What it says.
+    pub event: envelope::Parts,
+    /// Whether it is kept.
+    pub keep: Keep,
+    /// Done once under this key.
+    pub once: Option<Once>,
+    /// The names of the replicas that are alive, if it is asked whether the user is online; an
+    /// empty list: it is not known which are, and every connection counts.
+    pub online: Option<Arc<[String]>>,
+}
+
+/// Whether an event is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// No: it is for those who are connected now.
+    Transient,
+    /// As long as its channel keeps events.
+    Kept,
+    /// The same, and not replayed after this time.
+    For(Duration),
+}
+
 /// A request that is to be done once.
 #[derive(Clone, Debug)]
 pub struct Once {
@@ -64,19 +101,63 @@ pub struct Once {
     pub key: String,
     /// What tells it from another request under the same key; without spaces.
     pub fingerprint: String,
-    /// What its caller is answered, now and whenever it is repeated.
-    pub answer: String,
+    /// It goes to a list of users.
+    pub each: bool,
 }
 
-/// What became of a request that is to be done once.
+impl Once {
+    /// The part of the request that goes to this channel: a list of users is one request, and done
+    /// once for each.
+    #[must_use]
+    pub fn of(&self, to: &Channel) -> Self {
+        match to {
+            Channel::User(user) if self.each => {
+                Self { key: format!("{}:{}", self.key, user.as_str()), ..self.clone() }
+            }
+            _ => self.clone(),
+        }
+    }
+}
+
+/// What became of a [`Post`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Published {
-    /// It was published.
-    Now,
-    /// It had been published before, with this answer; nothing was done.
-    Before(String),
+pub enum Posted {
+    /// It was kept and published, now or when it was asked for first.
+    Done(Receipt),
     /// The key belongs to another request; nothing was done.
     Conflict,
+}
+
+/// A question about what a channel keeps.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Which.
+    pub channel: Channel,
+    /// What comes after this place. `None`: nothing, only the channel's last id is asked for.
+    pub after: Option<Position>,
+    /// At most so many events.
+    pub most: usize,
+}
+
+/// Events that one reading brings at most: a page.
+pub const PAGE: usize = 64;
+
+/// What is kept of channels. Every method resolves within the command timeout.
+pub trait History: Send + Sync {
+    /// Whether anything is kept at all (`history.events` is not 0).
+    fn keeps(&self) -> bool;
+
+    /// Reads, all in one round trip; the answers stand in the order of the questions.
+    ///
+    /// # Errors
+    /// The first failure.
+    fn read(&self, asks: Vec<Ask>) -> BoxFuture<'_, Result<Vec<Reading>, BusError>>;
+
+    /// Drops what is kept for a user. The last id stays, so that whoever has not seen it is told.
+    ///
+    /// # Errors
+    /// As any command.
+    fn erase<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Result<(), BusError>>;
 }
 
 /// Puts messages on the bus. Cheap to share; every method may be called from any thread.
@@ -88,17 +169,13 @@ pub trait Publisher: control::Control + Send + Sync {
     /// The first failure. Others of the same call may have been published.
     fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), BusError>>;
 
-    /// Publishes under a key that was not used before, and remembers that it was, in one step: a
-    /// caller who could not know the outcome repeats the call and has it done once.
+    /// Keeps and publishes events, each in one step: it is kept and published, or neither. In
+    /// order for events of one channel. The answers stand in the order of the posts, and each
+    /// stands for itself.
     ///
-    /// # Errors
-    /// As [`publish`](Self::publish); whether it was published and remembered cannot be known, but
-    /// both were or neither.
-    fn publish_once(
-        &self,
-        messages: Vec<Message>,
-        once: Once,
-    ) -> BoxFuture<'_, Result<Published, BusError>>;
+    /// An error is [`BusError::Refused`] where nothing was done, and [`BusError::Away`] where it
+    /// cannot be known; repeated under the same key it is done once.
+    fn post(&self, posts: Vec<Post>) -> BoxFuture<'_, Vec<Result<Posted, BusError>>>;
 
     /// The same for the subscriber's own probes: tried even while the bus counts as down, since
     /// it is the probe that finds out that it is up again.

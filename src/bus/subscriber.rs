@@ -6,24 +6,28 @@
 //! and on the control channel from then on. The proof decides whether new connections are taken
 //! (no one sits on a deaf socket) and, with a grace, whether the replica is ready.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, try_join_all};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+mod health;
+mod repair;
+
+pub use health::Health;
+
+use repair::Repair;
+
 use super::{
-    BusError, Destination, Feed, Incoming, Message, Publisher,
+    BusError, Destination, Feed, History, Incoming, Message, Publisher,
     envelope::{self, Decoded, Poison},
     orders::{Ear, Heard},
 };
 use crate::{
-    event::{Channel, GapReason},
-    frame::Frame,
+    event::{Channel, GapReason, Tag},
+    frame::{Frame, Mark},
+    history::Kept,
     registry::{Delivery, Registry},
     telemetry::{DropReason, Metrics, Role},
     throttle::Throttle,
@@ -33,60 +37,9 @@ use crate::{
 const REMIND: Duration = Duration::from_secs(30);
 /// Without a proof, the next attempt comes this soon.
 const RETRY: Duration = Duration::from_millis(250);
-
-/// What is known about the way from this replica back to itself.
-#[derive(Debug, Default)]
-pub struct Health(Mutex<Proof>);
-
-#[derive(Debug, Default)]
-struct Proof {
-    /// It has been proved at least once.
-    ever: bool,
-    /// When it began to fail; `None` while it holds.
-    failing: Option<Instant>,
-    /// It holds now.
-    holds: bool,
-    /// What is wrong, for `/readyz`.
-    why: Option<String>,
-}
-
-impl Health {
-    /// Whether what is published reaches this replica, as far as it knows: new connections are
-    /// taken only then.
-    #[must_use]
-    pub fn delivers(&self) -> bool {
-        self.lock().holds
-    }
-
-    /// Whether the replica may count as ready: proved once, and not failing for `grace`.
-    #[must_use]
-    pub fn ready(&self, grace: Duration) -> bool {
-        let proof = self.lock();
-        proof.ever && proof.failing.is_none_or(|since| since.elapsed() < grace)
-    }
-
-    /// What is wrong, in words for an operator.
-    #[must_use]
-    pub fn why(&self) -> Option<String> {
-        self.lock().why.clone()
-    }
-
-    fn proved(&self) {
-        *self.lock() = Proof { ever: true, failing: None, holds: true, why: None };
-    }
-
-    fn failed(&self, why: &str) {
-        let mut proof = self.lock();
-        proof.holds = false;
-        proof.failing.get_or_insert_with(Instant::now);
-        proof.why = Some(why.to_owned());
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Proof> {
-        // Every change is whole, so a poisoned lock is as good as new.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// After messages that are not kept have come, more of them are expected for this long: raw ones of
+/// a neighbour, or events of a replica that keeps none.
+const UNKEPT: Duration = Duration::from_secs(60 * 60);
 
 /// Times and bounds of the subscriber.
 #[derive(Clone, Copy, Debug)]
@@ -114,8 +67,13 @@ pub struct Subscriber {
     subscribed: bool,
     probe: Option<Probe>,
     count: u64,
-    /// A gap that connections are told of once the proof holds again.
+    /// A gap that is to be filled once the proof holds again.
     gap: Option<GapReason>,
+    repair: Repair,
+    /// Whether anything is kept.
+    keeps: bool,
+    /// When something last came that is not kept and that its publisher did not call transient.
+    unkept: Option<Instant>,
     /// The next probe covers every kind of channel.
     all_kinds: bool,
     poison: Throttle,
@@ -141,6 +99,7 @@ impl Subscriber {
     pub fn new(
         feed: Box<dyn Feed>,
         publisher: Arc<dyn Publisher>,
+        history: Arc<dyn History>,
         registry: Registry,
         health: Arc<Health>,
         ear: Ear,
@@ -148,6 +107,8 @@ impl Subscriber {
         settings: Settings,
     ) -> Self {
         health.failed("the subscription is not proved yet");
+        let keeps = history.keeps();
+        let repair = Repair::new(history, registry.clone(), metrics.clone());
         Self {
             feed,
             publisher,
@@ -161,6 +122,9 @@ impl Subscriber {
             probe: None,
             count: 0,
             gap: None,
+            keeps,
+            repair,
+            unkept: None,
             all_kinds: true,
             poison: Throttle::default(),
             started: Instant::now(),
@@ -181,6 +145,7 @@ impl Subscriber {
                     Some(incoming) => self.incoming(incoming),
                     None => return,
                 },
+                () = self.repair.step() => {}
                 result = poll(&mut publishing) => {
                     publishing = None;
                     match (result, &mut self.probe) {
@@ -199,6 +164,9 @@ impl Subscriber {
                     if self.overdue() {
                         self.lost("a probe did not come back: the subscription is deaf");
                         self.feed.restart().await;
+                    } else if self.subscribed && !self.repair.started() {
+                        self.repair.start();
+                        self.fail(&self.repair.why());
                     } else if publishing.is_none() && self.probe_is_due() {
                         publishing = self.start_probe(&*publisher);
                     }
@@ -213,6 +181,7 @@ impl Subscriber {
             Incoming::Unaddressed => self.drop(DropReason::BusUnaddressed),
             Incoming::Subscribed { again } => {
                 self.subscribed = true;
+                self.repair.start();
                 self.all_kinds = true;
                 self.probe = None;
                 if again {
@@ -262,19 +231,41 @@ impl Subscriber {
         let Destination::Events(to) = from else { return self.drop(DropReason::BusInvalid) };
         let own = matches!(decoded, Decoded::Event { .. });
         self.metrics.received(own);
+        if !matches!(
+            decoded,
+            Decoded::Event { place: Some(_), .. } | Decoded::Event { transient: true, .. }
+        ) {
+            self.unkept = Some(received);
+        }
         // Most traffic of a big fleet is for users elsewhere; it is checked, counted, and no frame
         // is made for it.
         if !self.registry.wants(&to) {
             return;
         }
         let (except, frame) = match decoded {
-            Decoded::Event { except, members } => {
+            Decoded::Event {
+                place: Some((tag, at, prev)), except, until, loss, members, ..
+            } => {
+                if tag != Tag::of(&to) {
+                    return self.drop(DropReason::BusInvalid);
+                }
+                let frame = Frame::event(&format!("{{{members}"), received).at(Mark { tag, at });
+                let kept = Kept { at, prev, except: except.into(), until, loss, frame };
+                return self.repair.take(&to, &kept);
+            }
+            Decoded::Event { except, members, .. } => {
                 (except, Frame::event(&format!("{{{members}"), received))
             }
             Decoded::Raw(json) => (Vec::new(), Frame::event(json, received)),
             Decoded::Probe(_) | Decoded::Order(_) | Decoded::Ack(_) => return,
         };
-        self.registry.deliver(&Delivery { to, except: except.into(), frame });
+        self.registry.deliver(&Delivery {
+            to,
+            except: except.into(),
+            frame,
+            place: None,
+            skip: None,
+        });
     }
 
     fn drop(&self, reason: DropReason) {
@@ -294,7 +285,7 @@ impl Subscriber {
     }
 
     fn probe_is_due(&self) -> bool {
-        if !self.subscribed {
+        if !self.subscribed || !self.repair.started() {
             return false;
         }
         match &self.probe {
@@ -379,9 +370,14 @@ impl Subscriber {
         self.up(false);
     }
 
-    fn announce(&self, reason: GapReason) {
+    /// What is kept is read again. What is not kept can only be told of; where nothing of that kind
+    /// came lately, there is nothing to tell.
+    fn announce(&mut self, reason: GapReason) {
         self.metrics.gap(reason);
-        self.registry.resync(reason);
+        self.repair.all(reason);
+        if !self.keeps || self.unkept.is_some_and(|at| at.elapsed() < UNKEPT) {
+            self.registry.resync(reason);
+        }
     }
 
     fn up(&self, subscriber: bool) {

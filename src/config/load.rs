@@ -5,8 +5,8 @@ use std::{num::NonZero, path::PathBuf, time::Duration};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
-    Api, ApiKey, Auth, Config, Drain, Faults, Internal, Jwks, Limits, Log, LogFormat, Method,
-    Profile, Public, Ready, Redis, Reject, Reserved, Scope, Session, SessionFormat, Sources,
+    Api, ApiKey, Auth, Config, Drain, Faults, History, Internal, Jwks, Limits, Log, LogFormat,
+    Method, Profile, Public, Ready, Redis, Reject, Scope, Session, SessionFormat, Sources,
     UserPolicy,
     fault::Problem,
     gate, layers,
@@ -67,7 +67,7 @@ pub fn load_with_origins(sources: &Sources) -> Result<Loaded, Faults> {
             spread: reader.duration("drain.spread", ZERO..=HOUR),
         },
         log: log(&mut reader),
-        reserved: reserved(&mut reader),
+        history: history(&mut reader),
         gate: gate::read(&mut reader),
     };
     across(&config, &mut reader);
@@ -335,10 +335,12 @@ fn log(reader: &mut Reader) -> Log {
     }
 }
 
-fn reserved(reader: &mut Reader) -> Reserved {
-    Reserved {
-        history_events: reader.count("history.events", 0..=100_000),
-        history_ttl: reader.duration("history.ttl", Duration::from_secs(1)..=30 * DAY),
+fn history(reader: &mut Reader) -> History {
+    History {
+        events: reader.count("history.events", 0..=100_000),
+        bytes: reader.size("history.bytes", 1024..=1024 * MIB),
+        ttl: reader.duration("history.ttl", Duration::from_secs(1)..=30 * DAY),
+        meta_ttl: reader.duration("history.meta_ttl", Duration::from_secs(1)..=365 * DAY),
     }
 }
 
@@ -359,6 +361,11 @@ fn across(config: &Config, reader: &mut Reader) {
     {
         let what = "is below limits.data_bytes, which a body must hold";
         reader.fault("limits.body_bytes", Problem::new(what, "raise it, or lower the other"));
+    }
+    let times = ["history.ttl", "history.meta_ttl"];
+    if config.history.meta_ttl < config.history.ttl && times.iter().all(|key| reader.is_good(key)) {
+        let what = "is below history.ttl, the time events are kept";
+        reader.fault("history.meta_ttl", Problem::new(what, "raise it, or lower the other"));
     }
 }
 

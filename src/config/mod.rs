@@ -57,8 +57,8 @@ pub struct Config {
     pub drain: Drain,
     /// Log lines.
     pub log: Log,
-    /// Checked, and without effect in this version.
-    pub reserved: Reserved,
+    /// What is kept of each channel.
+    pub history: History,
     /// How fast and how often clients may come.
     pub gate: gate::Gate,
 }
@@ -410,12 +410,15 @@ pub enum LogFormat {
     Json,
 }
 
-/// Keys that deployments may set already, although what they govern is not built yet: they are
-/// parsed and checked, so that a value that is good today stays good.
+/// `[history]`: what is kept of each channel.
 #[derive(Clone, Debug)]
-pub struct Reserved {
-    /// `history.events`: events to keep per channel.
-    pub history_events: usize,
-    /// `history.ttl`: how long to keep them.
-    pub history_ttl: Duration,
+pub struct History {
+    /// Events; 0 keeps nothing.
+    pub events: usize,
+    /// Bytes.
+    pub bytes: usize,
+    /// Time.
+    pub ttl: Duration,
+    /// How long a channel's last id is remembered; not shorter than `ttl`.
+    pub meta_ttl: Duration,
 }

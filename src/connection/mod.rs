@@ -7,6 +7,7 @@ use std::{
     future::Future,
     num::NonZeroU32,
     rc::Rc,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -16,12 +17,16 @@ use rand::Rng as _;
 use tokio::time::Instant;
 
 use crate::{
-    event::{Advice, CloseCause, Principal},
+    bus::{
+        BusError,
+        replays::{Replays, Since},
+    },
+    event::{Advice, Channel, CloseCause, Group, Principal},
     frame::{self, Frame, Notice},
     net::Link,
     outbox::{Outbox, Push, Signal},
     rate::Bucket,
-    registry::{Permit, Registration},
+    registry::{Permit, Registration, Start},
     telemetry::{DropReason, Metrics},
     timer::Timer,
 };
@@ -29,6 +34,7 @@ use crate::{
 mod flood;
 mod guard;
 mod message;
+mod replay;
 pub mod session;
 pub mod websocket;
 
@@ -36,6 +42,7 @@ pub use flood::Allowance;
 
 use flood::Flood;
 use message::ClientMessage;
+use replay::Replay;
 use session::{Session, Step};
 
 /// How long a peer has to answer a close and to read what is left, before it is reset.
@@ -107,6 +114,8 @@ pub struct Settings {
     pub metrics: Metrics,
     /// What a client may send; `None`: as much as it likes.
     pub inbound: Option<Allowance>,
+    /// Reads what connections missed.
+    pub replays: Arc<Replays>,
 }
 
 /// A connection that was let in.
@@ -119,6 +128,8 @@ pub struct Connection<I> {
     pub link: Link,
     /// Its place in the registry.
     pub registration: Registration,
+    /// It asked for what it missed, and is told when it has everything.
+    pub resumes: bool,
     /// Its place in the process, kept until the socket is gone: a drain waits for it.
     pub permit: Permit,
     /// Its deadline.
@@ -141,6 +152,7 @@ impl<I: Inbound> Connection<I> {
             outbox,
             link,
             registration,
+            resumes,
             permit,
             timer,
             principal,
@@ -151,14 +163,17 @@ impl<I: Inbound> Connection<I> {
         let mut live = Live {
             session: Session::new(Instant::now(), settings.heartbeat, settings.leeway),
             outbox: Rc::clone(&outbox),
-            registration,
+            registration: Rc::new(registration),
             principal,
             settings: Rc::clone(&settings),
+            replay: None,
+            replay_again: false,
             pending: None,
             flood: Flood::new(settings.inbound),
             renewals: Bucket::new(NonZeroU32::MIN, RENEWALS, RENEWALS_AT_ONCE),
             look_again: false,
         };
+        live.catch_up(resumes);
         live.plan_recheck();
         live.session.expires(moment(live.principal.expires));
         let end = live.run(&mut inbound, &timer).await;
@@ -202,9 +217,13 @@ impl End {
 struct Live {
     session: Session,
     outbox: Rc<Outbox>,
-    registration: Registration,
+    registration: Rc<Registration>,
     principal: Principal,
     settings: Rc<Settings>,
+    /// What brings the connection to where this replica is, while it is behind.
+    replay: Option<LocalBoxFuture<'static, ()>>,
+    /// It fell behind again meanwhile.
+    replay_again: bool,
     /// A question about the credential that is under way; there is one at a time.
     pending: Option<LocalBoxFuture<'static, Answer>>,
     flood: Flood,
@@ -216,8 +235,8 @@ struct Live {
 
 /// The answer to a question about the credential.
 enum Answer {
-    Renewed(Result<Principal, &'static str>),
-    Rechecked(Standing),
+    Renewed(Result<(Principal, Vec<Start>), &'static str>),
+    Rechecked(Standing, Vec<Start>),
 }
 
 impl Live {
@@ -235,6 +254,7 @@ impl Live {
                     signal = self.outbox.signalled() => self.signal(signal),
                     received = inbound.next() => self.received(received),
                     answer = answer(&mut self.pending) => self.answered(answer),
+                    () = caught_up(&mut self.replay) => self.caught_up(),
                 };
                 match step {
                     Next::Go => {}
@@ -281,8 +301,35 @@ impl Live {
                 self.recheck();
                 Next::Go
             }
+            Signal::CatchUp => {
+                self.catch_up(false);
+                Next::Go
+            }
             Signal::Due => Next::Settle,
         }
+    }
+
+    /// Brings the connection to where this replica is, if it is behind.
+    fn catch_up(&mut self, asked: bool) {
+        if self.replay.is_some() {
+            self.replay_again = true;
+        } else if asked || !self.registration.behind().is_empty() {
+            let replay = Replay {
+                registration: Rc::clone(&self.registration),
+                outbox: Rc::clone(&self.outbox),
+                replays: Arc::clone(&self.settings.replays),
+                asked,
+            };
+            self.replay = Some(Box::pin(replay.run()));
+        }
+    }
+
+    fn caught_up(&mut self) -> Next {
+        self.replay = None;
+        if std::mem::take(&mut self.replay_again) {
+            self.catch_up(false);
+        }
+        Next::Go
     }
 
     fn received(&mut self, received: Option<Received>) -> Next {
@@ -325,7 +372,17 @@ impl Live {
             return self.say(&Notice::RenewalFailed { reason: "too_often" }.frame());
         }
         let renewal = self.settings.credentials.renew(token);
-        self.pending = Some(Box::pin(async move { Answer::Renewed(renewal.await) }));
+        let begin = self.beginning();
+        self.pending = Some(Box::pin(async move {
+            let principal = match renewal.await {
+                Ok(principal) => principal,
+                Err(reason) => return Answer::Renewed(Err(reason)),
+            };
+            match begin.groups(&principal.groups).await {
+                Ok(starts) => Answer::Renewed(Ok((principal, starts))),
+                Err(_away) => Answer::Renewed(Err("unavailable")),
+            }
+        }));
     }
 
     fn recheck(&mut self) {
@@ -333,7 +390,17 @@ impl Live {
             self.look_again = true;
         } else if self.principal.cookie.is_some() {
             let look = self.settings.credentials.recheck(&self.principal);
-            self.pending = Some(Box::pin(async move { Answer::Rechecked(look.await) }));
+            let begin = self.beginning();
+            self.pending = Some(Box::pin(async move {
+                let standing = look.await;
+                let Standing::Holds(principal) = &standing else {
+                    return Answer::Rechecked(standing, Vec::new());
+                };
+                match begin.groups(&principal.groups).await {
+                    Ok(starts) => Answer::Rechecked(standing, starts),
+                    Err(_away) => Answer::Rechecked(Standing::Unknown, Vec::new()),
+                }
+            }));
         }
     }
 
@@ -346,8 +413,8 @@ impl Live {
     fn answered(&mut self, answer: Answer) -> Next {
         self.pending = None;
         match answer {
-            Answer::Renewed(Ok(principal)) if principal.user == self.principal.user => {
-                self.adopt(principal);
+            Answer::Renewed(Ok((principal, starts))) if principal.user == self.principal.user => {
+                self.adopt(principal, starts);
                 self.plan_recheck();
                 let left = self
                     .principal
@@ -361,12 +428,12 @@ impl Live {
                 let reason = renewed.err().unwrap_or("other_user");
                 self.say(&Notice::RenewalFailed { reason }.frame());
             }
-            Answer::Rechecked(Standing::Holds(principal)) => {
-                self.adopt(*principal);
+            Answer::Rechecked(Standing::Holds(principal), starts) => {
+                self.adopt(*principal, starts);
                 self.plan_recheck();
             }
-            Answer::Rechecked(Standing::Unknown) => self.plan_recheck(),
-            Answer::Rechecked(Standing::Ended) => {
+            Answer::Rechecked(Standing::Unknown, _) => self.plan_recheck(),
+            Answer::Rechecked(Standing::Ended, _) => {
                 return Next::End(End::Ours(CloseCause::SessionEnded, None));
             }
         }
@@ -377,10 +444,43 @@ impl Live {
     }
 
     /// Stands on this credential from now on.
-    fn adopt(&mut self, principal: Principal) {
+    fn adopt(&mut self, principal: Principal, starts: Vec<Start>) {
         self.session.expires(moment(principal.expires));
-        self.registration.update(principal.session, principal.groups.clone().into());
+        let groups = principal.groups.clone().into();
+        self.registration.update(principal.session, groups, starts);
         self.principal = principal;
+        self.catch_up(false);
+    }
+
+    fn beginning(&self) -> Beginning {
+        Beginning {
+            known: self.principal.groups.clone(),
+            replays: Arc::clone(&self.settings.replays),
+        }
+    }
+}
+
+/// Where a connection begins in groups that it did not have.
+struct Beginning {
+    known: Vec<Group>,
+    replays: Arc<Replays>,
+}
+
+impl Beginning {
+    async fn groups(&self, groups: &[Group]) -> Result<Vec<Start>, BusError> {
+        let new = groups.iter().filter(|group| !self.known.contains(group));
+        let channels: Vec<Channel> = new.cloned().map(Channel::Group).collect();
+        if channels.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(self.replays.open(&channels, &Since::Now).await?.starts)
+    }
+}
+
+async fn caught_up(replay: &mut Option<LocalBoxFuture<'static, ()>>) {
+    match replay {
+        Some(replay) => replay.await,
+        None => std::future::pending().await,
     }
 }
 

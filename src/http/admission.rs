@@ -8,8 +8,9 @@ use actix_http::{RequestHead, Version, header, ws::verify_handshake};
 use super::public::State;
 use crate::{
     auth::{Denied, Head, origin::Verdict},
+    bus::replays::{Opening, Since},
     config::Method,
-    event::{CloseCause, ConnectionId, Principal},
+    event::{Channel, CloseCause, ConnectionId, Principal},
     gate::{Closed, Pass},
     lifecycle::Phase,
     registry::Permit,
@@ -81,6 +82,8 @@ pub(super) struct Admitted {
     /// Room for its address, up to its end.
     pub(super) pass: Pass,
     pub(super) made: std::time::SystemTime,
+    /// Where it begins in each of its channels.
+    pub(super) opening: Opening,
 }
 
 /// A request that may not, and its address's room, which it keeps until it has been told.
@@ -155,7 +158,12 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
         return Err(Refusal::Away(Some(method)).into());
     }
     let id = ConnectionId::new();
-    let seat = match state.seats.take(id, &principal).await {
+    let channels = channels(&principal);
+    // One round trip for both.
+    let since = Since::parse(since(query).as_deref());
+    let (seat, opening) =
+        tokio::join!(state.seats.take(id, &principal), state.replays.open(&channels, &since));
+    let seat = match seat {
         Ok(seat) => seat,
         Err(NoSeat::Away) => return Err(Refusal::Away(Some(method)).into()),
         Err(NoSeat::Revoked) => {
@@ -167,7 +175,26 @@ pub(super) async fn admit(head: &RequestHead, state: &State) -> Result<Admitted,
             return Err(Refused { refusal, pass: Some(pass) });
         }
     };
-    Ok(Admitted { id, method, principal, permit, seat, pass, made })
+    let opening = opening.map_err(|error| {
+        tracing::debug!(%error, "what a connection begins with could not be read");
+        Refusal::Away(Some(method))
+    })?;
+    if let Some(whole) = opening.resumed {
+        state.metrics.resume(whole);
+    }
+    Ok(Admitted { id, method, principal, permit, seat, pass, made, opening })
+}
+
+/// What a connection listens to: its user's channel, everyone's, and those of its groups.
+fn channels(principal: &Principal) -> Vec<Channel> {
+    let own = [Channel::User(principal.user.clone()), Channel::Broadcast];
+    own.into_iter().chain(principal.groups.iter().cloned().map(Channel::Group)).collect()
+}
+
+/// `?since=`
+fn since(query: &str) -> Option<String> {
+    let mut pairs = form_urlencoded::parse(query.as_bytes());
+    pairs.find(|(name, _)| name == "since").map(|(_, value)| value.into_owned())
 }
 
 fn upgrades_to_websocket(head: &RequestHead) -> bool {

@@ -1,7 +1,10 @@
 //! `POST /v1/events`: where an event begins its road.
 
+use std::collections::BTreeMap;
+
 use actix_web::{HttpRequest, HttpResponse, web};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
@@ -12,7 +15,7 @@ use super::{
     request::{self, Publish},
 };
 use crate::{
-    bus::{Destination, Message, Once, Published, envelope},
+    bus::{BusError, Keep, Once, Post, Posted, Receipt, envelope},
     config::Scope,
     event::Channel,
     telemetry::Target,
@@ -41,7 +44,7 @@ async fn accept(
 ) -> Result<HttpResponse, Problem> {
     call.caller()?;
     let body = body::json(request, payload, state.limits.body_bytes).await?;
-    let event = request::parse(&body, &state.limits)?;
+    let event = request::parse(&body, &state.limits, state.history.ttl)?;
     let broadcast = event.target == Target::Broadcast;
     let caller = call.require(if broadcast { Scope::Broadcast } else { Scope::Publish })?;
     if broadcast {
@@ -50,41 +53,53 @@ async fn accept(
     let once = idempotency_key(request)?.map(|key| Once {
         key: scoped(&key, &caller.name, &event),
         fingerprint: digest(Sha256::new().chain_update(&body)),
-        answer: EMPTY.to_owned(),
+        each: event.target == Target::Users,
     });
     let answer = send(state, &event, once).await?;
     Ok(HttpResponse::Accepted().content_type("application/json").body(answer))
 }
 
-/// The answer while events have no ids.
-const EMPTY: &str = "{}";
-
 /// Publishes; what the publisher is answered.
 async fn send(state: &State, event: &Publish, once: Option<Once>) -> Result<String, Problem> {
     let begun = Instant::now();
-    let wire = envelope::encode(
-        &envelope::Event { kind: &event.kind, data: &event.data, sender: event.sender.as_deref() },
-        // A list of users is addressed without its exceptions, so they need not ride along.
-        if event.target.names_users() { &[] } else { &event.except },
-    )
-    .map_err(|error| {
-        tracing::error!(%error, "an event could not be written");
+    let posts = posts(state, event, once)?;
+    let answers = state.publisher.post(posts).await;
+    let accepted = answers.iter().all(|answer| matches!(answer, Ok(Posted::Done(_))));
+    state.metrics.published(event.target, accepted, begun.elapsed());
+    let receipts = answers.into_iter().map(receipt).collect::<Result<Vec<_>, _>>()?;
+    answer(event, receipts).map_err(|error| {
+        tracing::error!(%error, "an answer could not be written");
         Problem::new(Kind::Internal)
-    })?;
-    let messages = event
-        .to
-        .iter()
-        .map(|to| Message { to: Destination::Events(to.clone()), payload: wire.clone() })
-        .collect();
-    let result = match once {
-        None => state.publisher.publish(messages).await.map(|()| Published::Now),
-        Some(once) => state.publisher.publish_once(messages, once).await,
+    })
+}
+
+/// One post for each channel that the event goes to.
+fn posts(state: &State, event: &Publish, once: Option<Once>) -> Result<Vec<Post>, Problem> {
+    // A list of users is addressed without its exceptions, so they need not ride along.
+    let except: &[_] = if event.target.names_users() { &[] } else { &event.except };
+    let said =
+        envelope::Event { kind: &event.kind, data: &event.data, sender: event.sender.as_deref() };
+    let parts =
+        envelope::encode(&said, except, event.keep == Keep::Transient).map_err(|error| {
+            tracing::error!(%error, "an event could not be written");
+            Problem::new(Kind::Internal)
+        })?;
+    let keep = if state.history.events == 0 { Keep::Transient } else { event.keep };
+    let online = event.target.names_users().then(|| state.seats.alive());
+    let post = |to: &Channel| Post {
+        to: to.clone(),
+        event: parts.clone(),
+        keep,
+        once: once.as_ref().map(|once| once.of(to)),
+        online: online.clone(),
     };
-    state.metrics.published(event.target, result.is_ok(), begun.elapsed());
-    match result {
-        Ok(Published::Now) => Ok(EMPTY.to_owned()),
-        Ok(Published::Before(answer)) => Ok(answer),
-        Ok(Published::Conflict) => Err(Problem::invalid(vec![Member {
+    Ok(event.to.iter().map(post).collect())
+}
+
+fn receipt(answer: Result<Posted, BusError>) -> Result<Receipt, Problem> {
+    match answer {
+        Ok(Posted::Done(receipt)) => Ok(receipt),
+        Ok(Posted::Conflict) => Err(Problem::invalid(vec![Member {
             pointer: String::new(),
             detail: "differs from the body that this Idempotency-Key came with first".into(),
         }])),
@@ -93,6 +108,27 @@ async fn send(state: &State, event: &Publish, once: Option<Once>) -> Result<Stri
             Err(Problem::unavailable())
         }
     }
+}
+
+/// What a list of users is answered, one by one.
+#[derive(Serialize)]
+struct ToUser<'a> {
+    user: &'a str,
+    #[serde(flatten)]
+    receipt: Receipt,
+}
+
+fn answer(event: &Publish, receipts: Vec<Receipt>) -> Result<String, serde_json::Error> {
+    if event.target != Target::Users {
+        // One user whom the event itself excepts is sent nothing.
+        return serde_json::to_string(&receipts.into_iter().next().unwrap_or_default());
+    }
+    let events = event.to.iter().zip(receipts);
+    let events = events.filter_map(|(to, receipt)| match to {
+        Channel::User(user) => Some(ToUser { user: user.as_str(), receipt }),
+        _ => None,
+    });
+    serde_json::to_string(&BTreeMap::from([("events", events.collect::<Vec<_>>())]))
 }
 
 fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {

@@ -24,8 +24,9 @@ use crate::{
         groups,
     },
     bus::{Publisher, orders::Orders, subscriber::Health},
-    config::{Limits, Ready, Scope},
+    config::{History, Limits, Ready, Scope},
     lifecycle::{Answering, Lifecycle, Underway},
+    seats::Seats,
     telemetry::Metrics,
 };
 
@@ -41,6 +42,10 @@ pub struct State {
     pub groups: groups::Rule,
     /// Bounds of a request.
     pub limits: Limits,
+    /// What is kept.
+    pub history: History,
+    /// Who is connected, on any replica.
+    pub seats: Arc<Seats>,
     /// When this replica counts as ready.
     pub ready: Ready,
     /// Whether what is published comes back.

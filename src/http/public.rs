@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     auth::{Authenticator, origin::Origins},
-    bus::subscriber::Health,
+    bus::{replays::Replays, subscriber::Health},
     config::Reject,
     connection::Settings,
     gate::Gate,
@@ -52,6 +52,8 @@ pub struct State {
     pub bounds: Bounds,
     /// Longest message from a client.
     pub inbound_bytes: usize,
+    /// What connections missed.
+    pub replays: Arc<Replays>,
     /// What is counted.
     pub metrics: Metrics,
 }

@@ -1,12 +1,16 @@
 //! The body of `POST /v1/events`, checked member by member so that every fault is named at once.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use serde::{Deserialize, de};
 use serde_json::value::RawValue;
 
 use super::problem::{Kind, Member, Problem};
 use crate::{
+    bus::Keep,
     config::Limits,
     event::{Channel, Group, NameError, SENDER_CHARS, SessionKey, TYPE_CHARS, UserId},
     telemetry::Target,
@@ -38,6 +42,8 @@ pub struct Publish {
     pub data: Box<RawValue>,
     /// The tab that caused it.
     pub sender: Option<String>,
+    /// Whether it is kept.
+    pub keep: Keep,
 }
 
 /// The members of an object in the order of their names, values unparsed; twice is an error.
@@ -113,9 +119,11 @@ impl Faults {
 
 /// Checks a body.
 ///
+/// `longest` is the most that an event may live (`history.ttl`).
+///
 /// # Errors
 /// 400 where it is not JSON, 413 where `data` is too large, else 422 with every member at fault.
-pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
+pub fn parse(body: &[u8], limits: &Limits, longest: Duration) -> Result<Publish, Problem> {
     // Skipping values takes no stack, so that nesting is no danger here; what is parsed by type
     // further down has its own bound.
     let whole = whole(body)?;
@@ -139,12 +147,15 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
         faults.add("/data", format!("must not be nested deeper than {LEVELS} levels"));
     }
     let except = except.map_or_else(Vec::new, |value| exceptions(&mut faults, value));
-    // Nothing is kept yet, so there is no life to limit; the member is checked all the same.
-    if let Some(value) = ttl
-        && faults.parse::<u64>("/ttl_seconds", value, "a whole number of seconds") == Some(0)
-    {
-        faults.add("/ttl_seconds", "must be at least 1");
-    }
+    let life = ttl.and_then(|value| {
+        let seconds = faults.parse("/ttl_seconds", value, "a whole number of seconds")?;
+        let life = Duration::from_secs(seconds);
+        if life.is_zero() || life > longest {
+            let longest = longest.as_secs();
+            faults.add("/ttl_seconds", format!("must be 1 to {longest} (history.ttl)"));
+        }
+        Some(life)
+    });
     let sender = sender.and_then(|value| {
         let sender: String = faults.parse("/sender", value, "a string")?;
         if sender.is_empty() || sender.chars().count() > SENDER_CHARS {
@@ -152,10 +163,8 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
         }
         Some(sender)
     });
-    // Nothing is kept yet, so every event is transient; the member is checked all the same.
-    if let Some(value) = transient {
-        faults.parse::<bool>("/transient", value, "true or false");
-    }
+    let transient = transient
+        .is_some_and(|value| faults.parse("/transient", value, "true or false") == Some(true));
     if let Some(data) = data
         && data.get().len() > limits.data_bytes
     {
@@ -169,7 +178,12 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<Publish, Problem> {
             let reached =
                 |to: &Channel| !matches!(to, Channel::User(user) if excepted.contains(user));
             let to = to.into_iter().filter(reached).collect();
-            Ok(Publish { to, target, except, kind, data, sender })
+            let keep = match life {
+                _ if transient => Keep::Transient,
+                Some(life) => Keep::For(life),
+                None => Keep::Kept,
+            };
+            Ok(Publish { to, target, except, kind, data, sender, keep })
         }
         _ => Err(Problem::invalid(faults.0)),
     }

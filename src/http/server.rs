@@ -236,7 +236,15 @@ fn worker(
     public::Worker {
         shard: state.registry.attach(),
         wheel: Wheel::spawn(state.registry.vital("timer wheel of a worker")),
-        settings: Rc::new(Settings { heartbeat, leeway, credentials, recheck, metrics, inbound }),
+        settings: Rc::new(Settings {
+            heartbeat,
+            leeway,
+            credentials,
+            recheck,
+            metrics,
+            inbound,
+            replays: Arc::clone(&state.replays),
+        }),
         state: Arc::clone(state),
     }
 }

@@ -52,7 +52,7 @@ async fn accept(
     request: &HttpRequest,
     payload: web::Payload,
     worker: &Worker,
-    Admitted { id, method, principal, permit, seat, pass, made }: Admitted,
+    Admitted { id, method, principal, permit, seat, pass, made, opening }: Admitted,
 ) -> Result<HttpResponse, Refusal> {
     let state = &worker.state;
     let (Some(link), outbox) = (request.conn_data::<Link>().cloned(), outbox(worker)) else {
@@ -69,16 +69,17 @@ async fn accept(
         connection: &id.to_string(),
         user: principal.user.as_str(),
         groups: &principal.groups,
-        cursor: "",
+        cursor: &opening.cursor.to_string(),
         heartbeat_ms: u64::try_from(heartbeat).unwrap_or(u64::MAX),
-        resumed: None,
+        resumed: opening.resumed,
+        lost: &opening.lost.iter().map(ToString::to_string).collect::<Vec<_>>(),
     };
     // The welcome is queued first and the registration stands before the 101 is written, so
     // nothing that is published after the handshake is missed or comes before the welcome.
-    outbox.deliver(&welcome.frame());
+    outbox.deliver(&welcome.frame().resets(opening.cursor));
     let member = Member { id, user: principal.user.clone(), session: principal.session, made };
-    let registration =
-        worker.shard.register(member, principal.groups.clone().into(), Rc::clone(&outbox));
+    let groups = principal.groups.clone().into();
+    let registration = worker.shard.register(member, groups, opening.starts, Rc::clone(&outbox));
     let timer = worker.wheel.timer(Rc::clone(&outbox));
     let settings = Rc::clone(&worker.settings);
     let (seat, hold) = (Box::new(seat), Box::new(pass));
@@ -87,6 +88,7 @@ async fn accept(
         outbox,
         link,
         registration,
+        resumes: opening.resumed.is_some(),
         permit,
         timer,
         principal,

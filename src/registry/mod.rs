@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    event::{Channel, GapReason, Order, SessionKey, UserId},
+    event::{Channel, GapReason, Order, Position, SessionKey, UserId},
     frame::Frame,
     lifecycle::{Guard, Vital},
     telemetry::{DropReason, Metrics},
@@ -33,12 +33,19 @@ use crate::{
 
 mod endings;
 mod interest;
+mod lanes;
+mod notices;
+mod registration;
 mod shard;
+pub mod tracks;
 mod users;
 
-pub use shard::{Member, Registration, Shard};
+pub use lanes::Start;
+pub use registration::Registration;
+pub use shard::{Member, Shard};
 
 use interest::Interest;
+use tracks::Tracks;
 use users::Users;
 
 /// Messages that may wait for one worker.
@@ -58,14 +65,20 @@ pub struct Delivery {
     pub except: Arc<[UserId]>,
     /// What.
     pub frame: Frame,
+    /// Its place, if it is kept: connections that are past it do not get it.
+    pub place: Option<Position>,
+    /// What those get that it is not for, so that their chain holds.
+    pub skip: Option<Frame>,
 }
 
 /// What a shard is told.
 #[derive(Clone, Debug)]
 enum ToShard {
     Deliver(Delivery),
-    /// Tell every connection that it may have missed events.
+    /// Tell every connection that it may have missed events that are not kept.
     Resync(GapReason),
+    /// Tell the connections of a channel that something is missing in it.
+    Lose(Channel, GapReason),
     /// Close the connections that an order is about; how many there were goes back.
     Order {
         order: Arc<Order>,
@@ -88,8 +101,10 @@ struct Shared {
     interest: Interest,
     /// Bytes in the mailbox.
     waiting: AtomicUsize,
-    /// Something did not fit into the mailbox.
+    /// Something that is kept did not fit into the mailbox.
     lagged: AtomicBool,
+    /// Something that is not kept did not.
+    lagged_unkept: AtomicBool,
 }
 
 /// The handle. Cheap to clone.
@@ -101,6 +116,7 @@ struct Inner {
     /// One hasher for all, so that a name falls into the same slot everywhere.
     hasher: ahash::RandomState,
     users: Users,
+    tracks: Arc<Tracks>,
     connections: AtomicUsize,
     limit: usize,
     /// Woken whenever a connection ends, for whoever waits until none is left.
@@ -116,11 +132,12 @@ impl Registry {
     /// A registry without shards, for at most `limit` connections. `vital` learns when a task
     /// that a worker cannot do without has ended.
     #[must_use]
-    pub fn new(limit: usize, metrics: Metrics, vital: Vital) -> Self {
+    pub fn new(limit: usize, tracks: Arc<Tracks>, metrics: Metrics, vital: Vital) -> Self {
         Self(Arc::new(Inner {
             shards: ArcSwap::default(),
             hasher: ahash::RandomState::new(),
             users: Users::default(),
+            tracks,
             connections: AtomicUsize::new(0),
             limit,
             ended: Notify::new(),
@@ -138,6 +155,7 @@ impl Registry {
             interest: Interest::new(),
             waiting: AtomicUsize::new(0),
             lagged: AtomicBool::new(false),
+            lagged_unkept: AtomicBool::new(false),
         });
         let handle = Arc::new(ShardHandle { mailbox, shared: Arc::clone(&shared) });
         self.0.shards.rcu(|shards| {
@@ -153,8 +171,12 @@ impl Registry {
     #[must_use]
     pub fn wants(&self, channel: &Channel) -> bool {
         match self.slot(channel) {
-            Some(slot) => self.0.shards.load().iter().any(|shard| shard.shared.interest.any(slot)),
-            None => self.connections() > 0,
+            Some(slot) => {
+                self.0.shards.load().iter().any(|shard| shard.shared.interest.any(slot))
+                    || self.0.tracks.is_held(channel)
+            }
+            // The track is to stay where the channel is, for whoever comes next.
+            None => self.0.tracks.keeps() || self.connections() > 0,
         }
     }
 
@@ -169,7 +191,21 @@ impl Registry {
         }
     }
 
-    /// Tells every connection that it may have missed events.
+    /// How far each channel has been handed out here.
+    #[must_use]
+    pub fn tracks(&self) -> &Arc<Tracks> {
+        &self.0.tracks
+    }
+
+    /// Tells the connections of a channel that something is missing in it. In the order of what is
+    /// delivered.
+    pub fn lose(&self, channel: &Channel, reason: GapReason) {
+        for shard in self.0.shards.load().iter() {
+            self.send(shard, ToShard::Lose(channel.clone(), reason), 0);
+        }
+    }
+
+    /// Tells every connection that it may have missed events that are not kept.
     pub fn resync(&self, reason: GapReason) {
         for shard in self.0.shards.load().iter() {
             self.send(shard, ToShard::Resync(reason), 0);
@@ -267,7 +303,7 @@ impl Registry {
     }
 
     fn send(&self, shard: &ShardHandle, message: ToShard, bytes: usize) {
-        let Shared { waiting, lagged, .. } = &*shard.shared;
+        let Shared { waiting, lagged, lagged_unkept, .. } = &*shard.shared;
         // Counted before it is sent, so that it cannot be taken out before it is counted.
         let before = waiting.fetch_add(bytes, Ordering::Relaxed);
         let sent = if before + bytes <= MAILBOX_BYTES {
@@ -278,9 +314,15 @@ impl Registry {
         if let Err(error) = sent {
             waiting.fetch_sub(bytes, Ordering::Relaxed);
             // A closed mailbox is a worker that has ended, and its connections with it.
-            if matches!(error, TrySendError::Full(_)) {
+            if let TrySendError::Full(message) = error {
                 self.0.metrics.dropped(DropReason::WorkerLagged, 1);
-                lagged.store(true, Ordering::Release);
+                let kept = match message {
+                    ToShard::Deliver(delivery) => delivery.place.is_some(),
+                    ToShard::Resync(_) => false,
+                    _ => true,
+                };
+                let what = if kept { lagged } else { lagged_unkept };
+                what.store(true, Ordering::Release);
             }
         }
     }

@@ -3,7 +3,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet, VecDeque},
-    hash::Hash,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
@@ -14,12 +13,18 @@ use slab::Slab;
 use smallvec::SmallVec;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Delivery, Interest, Registry, Shared, ToShard, endings::Endings};
+use super::{
+    Delivery, Interest, Registration, Registry, Shared, Start, ToShard,
+    endings::Endings,
+    lanes::{Lanes, Way},
+    notices::{self, Notices},
+};
 use crate::{
     event::{
-        Channel, CloseCause, ConnectionId, GapReason, Group, Order, SessionKey, Subject, UserId,
+        Channel, CloseCause, ConnectionId, GapReason, Group, Order, SessionKey, Subject, Tag,
+        UserId,
     },
-    frame::{self, Notice},
+    frame::Notice,
     lifecycle::Guard,
     outbox::{Outbox, Push},
     telemetry::WorkerMetrics,
@@ -32,25 +37,19 @@ use crate::{
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 64 * 1024;
 
-/// Reloads after a gap come from every page at once; they are spread over this long.
-const RESYNC_SPREAD: Duration = Duration::from_secs(2);
-
 /// How often a worker reports its counters and how late it is.
 const REPORT: Duration = Duration::from_millis(500);
 
 /// Orders are remembered this long for handshakes that were under way when they came, which last
 /// seconds at most.
 const REMEMBER: Duration = Duration::from_secs(60);
-/// A renewal under way takes seconds at most; an order that came meanwhile counts for the session
-/// that it leads to.
-const RENEWAL: Duration = Duration::from_secs(5);
 /// So many orders are remembered at most; the oldest goes.
 const ORDERS: usize = 1024;
 /// And beside them so many about connections whose users have newer ones too many: anyone can give
 /// rise to those, and they must not push real orders out.
 const REPLACED: usize = 256;
 
-type Keys = SmallVec<[usize; 2]>;
+pub(super) type Keys = SmallVec<[usize; 2]>;
 
 /// What the registry knows of a connection.
 #[derive(Clone, Debug)]
@@ -67,50 +66,51 @@ pub struct Member {
 
 /// See [the module](super). Lives on one thread, in an `Rc`.
 pub struct Shard {
-    registry: Registry,
+    pub(super) registry: Registry,
     shared: Arc<Shared>,
     metrics: Rc<WorkerMetrics>,
-    state: RefCell<State>,
+    pub(super) state: RefCell<State>,
     leaving: Cell<Option<Duration>>,
-    orders: RefCell<VecDeque<Remembered>>,
+    pub(super) orders: RefCell<VecDeque<Remembered>>,
     replaced: RefCell<VecDeque<Remembered>>,
-    resync: Cell<Resync>,
+    pub(super) notices: Notices,
     ended: RefCell<Endings>,
     slow: Throttle,
 }
 
-/// Whether connections are being told of a gap. Gaps that come meanwhile are one more round, not
-/// one each: an overloaded worker must not be buried under its own apologies.
-#[derive(Clone, Copy)]
-enum Resync {
-    Idle,
-    Telling,
-    /// And once more after that, for this reason.
-    Again(GapReason),
-}
-
 /// An order, for handshakes that were under way when it came.
-struct Remembered {
-    at: Instant,
+pub(super) struct Remembered {
+    pub(super) at: Instant,
     /// It is about connections whose handshake began up to here. Both times are of this replica's
     /// own clock, unless the order came late.
     until: SystemTime,
-    order: Arc<Order>,
+    pub(super) order: Arc<Order>,
 }
 
 #[derive(Default)]
-struct State {
-    connections: Slab<Entry>,
-    users: HashMap<UserId, Keys, ahash::RandomState>,
-    ids: HashMap<ConnectionId, usize, ahash::RandomState>,
-    sessions: HashMap<SessionKey, Keys, ahash::RandomState>,
-    groups: HashMap<Group, HashSet<usize, ahash::RandomState>, ahash::RandomState>,
+pub(super) struct State {
+    pub(super) connections: Slab<Entry>,
+    pub(super) users: HashMap<UserId, Keys, ahash::RandomState>,
+    pub(super) ids: HashMap<ConnectionId, usize, ahash::RandomState>,
+    pub(super) sessions: HashMap<SessionKey, Keys, ahash::RandomState>,
+    pub(super) groups: HashMap<Group, HashSet<usize, ahash::RandomState>, ahash::RandomState>,
 }
 
-struct Entry {
-    outbox: Rc<Outbox>,
-    member: Member,
-    groups: Box<[Group]>,
+pub(super) struct Entry {
+    pub(super) outbox: Rc<Outbox>,
+    pub(super) member: Member,
+    pub(super) groups: Box<[Group]>,
+    pub(super) lanes: Lanes,
+    /// The word of a loss that is still to be said.
+    pub(super) word: Cell<Option<Word>>,
+}
+
+/// Why a connection is told of a loss.
+#[derive(Clone, Copy)]
+pub(super) struct Word {
+    pub(super) reason: GapReason,
+    /// It concerns every channel: what is not kept may be lost as well.
+    pub(super) all: bool,
 }
 
 impl Shard {
@@ -128,13 +128,14 @@ impl Shard {
             leaving: Cell::new(None),
             orders: RefCell::default(),
             replaced: RefCell::default(),
-            resync: Cell::new(Resync::Idle),
+            notices: Notices::default(),
             ended: RefCell::default(),
             slow: Throttle::default(),
         });
         let guard = shard.registry.vital("mailbox of a worker");
         actix_rt::spawn(run(Rc::downgrade(&shard), inbox, guard));
         actix_rt::spawn(report(Rc::downgrade(&shard)));
+        actix_rt::spawn(notices::run(Rc::downgrade(&shard), shard.notices.bell()));
         shard
     }
 
@@ -144,13 +145,15 @@ impl Shard {
         &self.metrics
     }
 
-    /// Enters a connection: from now on it gets what is delivered. Dropping the registration
-    /// takes it out again.
+    /// Enters a connection: from now on it gets what is delivered, as far as it follows where the
+    /// connection starts (see [`Registration::behind`]). Dropping the registration takes it out
+    /// again.
     #[must_use]
     pub fn register(
         self: &Rc<Self>,
         member: Member,
         groups: Box<[Group]>,
+        starts: Vec<Start>,
         outbox: Rc<Outbox>,
     ) -> Registration {
         if let Some(spread) = self.leaving.get() {
@@ -172,7 +175,13 @@ impl Shard {
         self.count(interest, true);
         let mut state = self.state.borrow_mut();
         let Member { id, session, .. } = member;
-        let key = state.connections.insert(Entry { outbox, member, groups: Box::default() });
+        let key = state.connections.insert(Entry {
+            outbox,
+            member,
+            groups: Box::default(),
+            lanes: Lanes::default(),
+            word: Cell::default(),
+        });
         state.users.entry(user.clone()).or_default().push(key);
         state.ids.insert(id, key);
         if let Some(session) = session {
@@ -183,16 +192,16 @@ impl Shard {
             self.registry.0.metrics.users(1);
         }
         self.registry.0.metrics.connections(1);
-        let registration = Registration { shard: Rc::clone(self), key };
-        registration.set_groups(groups);
+        let registration = Registration::new(Rc::clone(self), key);
+        registration.enter(groups, starts);
         registration
     }
 
-    fn hash(&self, user: &UserId) -> u64 {
+    pub(super) fn hash(&self, user: &UserId) -> u64 {
         self.registry.0.hasher.hash_one(user.as_str())
     }
 
-    fn count(&self, slot: Option<usize>, up: bool) {
+    pub(super) fn count(&self, slot: Option<usize>, up: bool) {
         let interest: &Interest = &self.shared.interest;
         match slot {
             Some(slot) if up => interest.add(slot),
@@ -215,7 +224,8 @@ impl Shard {
                 }
             }
             ToShard::Recheck(sessions) => self.recheck(&sessions),
-            ToShard::Resync(reason) => resync(self, reason),
+            ToShard::Resync(reason) => self.resync(reason),
+            ToShard::Lose(channel, reason) => self.lose(&channel, reason),
             ToShard::Leave(spread) => self.leave(spread),
         }
     }
@@ -223,26 +233,20 @@ impl Shard {
     fn deliver(&self, delivery: &Delivery) {
         let state = self.state.borrow();
         let excluded = excluded(&state, delivery);
-        let hand_over = |key: usize| {
-            if let Some(entry) = state.connections.get(key)
-                && !excluded.as_ref().is_some_and(|keys| keys.contains(&key))
-            {
-                self.push(entry, delivery);
-            }
-        };
-        match &delivery.to {
-            Channel::User(user) => {
-                state.users.get(user).into_iter().flatten().copied().for_each(hand_over);
-            }
-            Channel::Group(group) => {
-                state.groups.get(group).into_iter().flatten().copied().for_each(hand_over);
-            }
-            Channel::Broadcast => state.connections.iter().for_each(|(key, _)| hand_over(key)),
-        }
+        state.on(&delivery.to, |key, entry| {
+            let excluded = excluded.as_ref().is_some_and(|keys| keys.contains(&key));
+            self.push(entry, delivery, excluded);
+        });
     }
 
-    fn push(&self, entry: &Entry, delivery: &Delivery) {
-        if let Push::Overflow(dropped) = entry.outbox.deliver(&delivery.frame)
+    fn push(&self, entry: &Entry, delivery: &Delivery, excluded: bool) {
+        let goes_out = match delivery.place {
+            Some(at) => entry.lanes.of(&delivery.to).is_some_and(|lane| lane.take(at)),
+            None => true,
+        };
+        let frame = if excluded { delivery.skip.as_ref() } else { Some(&delivery.frame) };
+        if let Some(frame) = frame.filter(|_| goes_out)
+            && let Push::Overflow(dropped) = entry.outbox.deliver(frame)
             && let Some(quiet) = self.slow.check()
         {
             tracing::warn!(
@@ -253,20 +257,67 @@ impl Shard {
         }
     }
 
-    /// Who is to be told of a gap, and when.
-    fn plan(&self) -> Vec<(Instant, Weak<Outbox>, Box<[Group]>)> {
-        let now = Instant::now();
+    /// Something is missing in a channel that cannot be had: its connections are told. Those that
+    /// are behind will find it themselves.
+    fn lose(&self, channel: &Channel, reason: GapReason) {
         let state = self.state.borrow();
-        let mut plan: Vec<_> = state
-            .connections
-            .iter()
-            .map(|(_, entry)| {
-                let at = now + random(RESYNC_SPREAD);
-                (at, Rc::downgrade(&entry.outbox), entry.groups.clone())
-            })
-            .collect();
-        plan.sort_unstable_by_key(|(at, ..)| *at);
-        plan
+        state.on(channel, |key, entry| {
+            if let Some(lane) = entry.lanes.of(channel).filter(|lane| lane.way.get() == Way::Live) {
+                lane.way.set(Way::Lost);
+                self.plan(key, entry, Word { reason, all: false });
+            }
+        });
+    }
+
+    /// Tells every connection that it may have missed what is not kept.
+    fn resync(&self, reason: GapReason) {
+        for (key, entry) in &self.state.borrow().connections {
+            self.plan(key, entry, Word { reason, all: true });
+        }
+    }
+
+    /// Some of what was for this worker did not fit into its mailbox: every connection reads on
+    /// from where it is.
+    fn fall_behind(&self) {
+        for (_, entry) in &self.state.borrow().connections {
+            for lane in &entry.lanes.0 {
+                if lane.way.get() == Way::Live {
+                    lane.way.set(Way::Behind);
+                }
+            }
+            entry.outbox.request_catch_up();
+        }
+    }
+
+    pub(super) fn plan(&self, key: usize, entry: &Entry, word: Word) {
+        match entry.word.get() {
+            Some(known) => entry.word.set(Some(Word { all: known.all || word.all, ..known })),
+            None => {
+                entry.word.set(Some(word));
+                self.notices.plan(key);
+            }
+        }
+    }
+
+    /// Says the word of a loss that is planned for this connection, if it is still there.
+    pub(super) fn tell(&self, key: usize) {
+        let state = self.state.borrow();
+        let Some(entry) = state.connections.get(key) else { return };
+        let Some(word) = entry.word.take() else { return };
+        let mut lost = Vec::new();
+        for lane in &entry.lanes.0 {
+            let here = lane.way.get() == Way::Lost;
+            if here {
+                lane.skip_ahead();
+            }
+            if here || word.all {
+                lost.push(Tag::of(lane.channel()).to_string());
+            }
+        }
+        let cursor = entry.lanes.cursor();
+        let text = cursor.to_string();
+        let notice = Notice::Resync { lost: &lost, cursor: &text, reason: word.reason.label() };
+        entry.outbox.deliver(&notice.frame().resets(cursor));
     }
 
     fn order(&self, order: Arc<Order>, late: bool) -> usize {
@@ -323,6 +374,24 @@ impl Shard {
 }
 
 impl State {
+    /// Calls `each` for the connections that listen to a channel.
+    fn on(&self, channel: &Channel, mut each: impl FnMut(usize, &Entry)) {
+        let mut one = |key: usize| {
+            if let Some(entry) = self.connections.get(key) {
+                each(key, entry);
+            }
+        };
+        match channel {
+            Channel::User(user) => {
+                self.users.get(user).into_iter().flatten().copied().for_each(&mut one);
+            }
+            Channel::Group(group) => {
+                self.groups.get(group).into_iter().flatten().copied().for_each(&mut one);
+            }
+            Channel::Broadcast => self.connections.iter().for_each(|(key, _)| one(key)),
+        }
+    }
+
     /// The connections that an order of this subject may be about, found without looking at the
     /// others: an order comes to every worker of every replica.
     fn named(&self, subject: &Subject) -> impl Iterator<Item = &Entry> {
@@ -335,142 +404,12 @@ impl State {
     }
 }
 
-/// A connection's place in the registry.
-pub struct Registration {
-    shard: Rc<Shard>,
-    key: usize,
-}
-
-impl Registration {
-    /// Replaces session and groups of this connection, at a renewal.
-    pub fn update(&self, session: Option<SessionKey>, groups: Box<[Group]>) {
-        let mut state = self.shard.state.borrow_mut();
-        let State { connections, sessions, .. } = &mut *state;
-        if let Some(entry) = connections.get_mut(self.key)
-            && entry.member.session != session
-        {
-            let Entry { outbox, member, .. } = entry;
-            if let Some(old) = std::mem::replace(&mut member.session, session) {
-                unlist(sessions, &old, self.key);
-            }
-            if let Some(new) = session {
-                sessions.entry(new).or_default().push(self.key);
-            }
-            for Remembered { at, order, .. } in self.shard.orders.borrow().iter() {
-                if at.elapsed() < RENEWAL && order.concerns(member.id, &member.user, session) {
-                    outbox.request_close(order.cause);
-                }
-            }
-        }
-        drop(state);
-        self.set_groups(groups);
-    }
-
-    fn set_groups(&self, groups: Box<[Group]>) {
-        let shard = &self.shard;
-        let mut state = shard.state.borrow_mut();
-        let State { connections, groups: by_group, .. } = &mut *state;
-        let Some(entry) = connections.get_mut(self.key) else { return };
-        let old = std::mem::replace(&mut entry.groups, groups);
-        for group in &entry.groups {
-            shard.count(shard.registry.slot(&Channel::Group(group.clone())), true);
-            by_group.entry(group.clone()).or_default().insert(self.key);
-        }
-        for group in &old {
-            shard.count(shard.registry.slot(&Channel::Group(group.clone())), false);
-            if !entry.groups.contains(group) {
-                forget(by_group, group, self.key);
-            }
-        }
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        self.set_groups(Box::default());
-        let shard = &self.shard;
-        let mut state = shard.state.borrow_mut();
-        if let Some(entry) = state.connections.try_remove(self.key) {
-            unlist(&mut state.users, &entry.member.user, self.key);
-            state.ids.remove(&entry.member.id);
-            if let Some(session) = &entry.member.session {
-                unlist(&mut state.sessions, session, self.key);
-            }
-            shard.count(shard.registry.slot(&Channel::User(entry.member.user.clone())), false);
-            if shard.registry.0.users.remove(shard.hash(&entry.member.user)) {
-                shard.registry.0.metrics.users(-1);
-            }
-            shard.registry.0.metrics.connections(-1);
-        }
-        if state.connections.is_empty() {
-            // A crowd has left; its memory goes with it.
-            *state = State::default();
-        }
-    }
-}
-
-fn forget<S: std::hash::BuildHasher>(
-    groups: &mut HashMap<Group, HashSet<usize, S>, ahash::RandomState>,
-    group: &Group,
-    key: usize,
-) {
-    if let Some(keys) = groups.get_mut(group) {
-        keys.remove(&key);
-        if keys.is_empty() {
-            groups.remove(group);
-        }
-    }
-}
-
-fn unlist<K: Eq + Hash>(
-    keys: &mut HashMap<K, Keys, ahash::RandomState>,
-    name: &K,
-    connection: usize,
-) {
-    if let Some(found) = keys.get_mut(name) {
-        found.retain(|key| *key != connection);
-        if found.is_empty() {
-            keys.remove(name);
-        }
-    }
-}
-
 /// The connections that an event is not for; `None`, as nearly always: it is for all.
 fn excluded(state: &State, delivery: &Delivery) -> Option<HashSet<usize>> {
     (!delivery.except.is_empty()).then(|| {
         let connected = delivery.except.iter().filter_map(|user| state.users.get(user));
         connected.flat_map(|keys| keys.iter().copied()).collect()
     })
-}
-
-/// Tells every connection at its own moment, so that pages do not reload in step.
-fn resync(shard: &Rc<Shard>, reason: GapReason) {
-    match shard.resync.get() {
-        Resync::Idle => {
-            shard.resync.set(Resync::Telling);
-            actix_rt::spawn(tell(Rc::downgrade(shard), reason));
-        }
-        Resync::Telling | Resync::Again(_) => shard.resync.set(Resync::Again(reason)),
-    }
-}
-
-async fn tell(shard: Weak<Shard>, mut reason: GapReason) {
-    loop {
-        let Some(plan) = shard.upgrade().map(|shard| shard.plan()) else { return };
-        for (at, outbox, groups) in plan {
-            tokio::time::sleep_until(at).await;
-            if let Some(outbox) = outbox.upgrade() {
-                let lost = frame::tags(&groups);
-                let notice = Notice::Resync { lost: &lost, cursor: "", reason: reason.label() };
-                outbox.deliver(&notice.frame());
-            }
-        }
-        let Some(shard) = shard.upgrade() else { return };
-        match shard.resync.replace(Resync::Telling) {
-            Resync::Again(next) => reason = next,
-            Resync::Idle | Resync::Telling => return shard.resync.set(Resync::Idle),
-        }
-    }
 }
 
 async fn run(shard: Weak<Shard>, mut inbox: mpsc::Receiver<ToShard>, _guard: Guard) {
@@ -490,7 +429,10 @@ async fn run(shard: Weak<Shard>, mut inbox: mpsc::Receiver<ToShard>, _guard: Gua
         }
         if shard.shared.lagged.swap(false, Ordering::AcqRel) {
             shard.registry.0.metrics.gap(GapReason::WorkerLagged);
-            resync(&shard, GapReason::WorkerLagged);
+            shard.fall_behind();
+        }
+        if shard.shared.lagged_unkept.swap(false, Ordering::AcqRel) {
+            shard.resync(GapReason::WorkerLagged);
         }
         tokio::task::yield_now().await;
     }

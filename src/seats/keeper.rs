@@ -11,10 +11,7 @@ use tokio::{
 use super::{Known, Seats, Table};
 use crate::{
     event::{ConnectionId, UserId},
-    store::{
-        replicas::{Fleet, LEASE},
-        seats::Held,
-    },
+    store::{replicas::LEASE, seats::Held},
 };
 
 /// Between two renewals of the lease: three may fail before it ends.
@@ -109,9 +106,7 @@ impl Keeper {
                 tracing::debug!(%error, "the lease of this replica could not be renewed");
                 // An old list tells nothing: by now it may miss a replica whose seats are as old.
                 let doubtful = self.seats.known.borrow().doubtful;
-                self.seats
-                    .known
-                    .send_replace(Arc::new(Known { fleet: Fleet::default(), doubtful }));
+                self.seats.known.send_replace(Arc::new(Known { doubtful, ..Known::default() }));
                 Instant::now() + RETRY
             }
         };

@@ -56,6 +56,8 @@ pub struct Seats {
 #[derive(Default)]
 struct Known {
     fleet: Fleet,
+    /// The names in it, to be shared.
+    live: Arc<[String]>,
     /// Until then some may be missing on the list: the store has forgotten everyone, and they
     /// renew their leases one after another.
     doubtful: Option<Instant>,
@@ -177,6 +179,14 @@ impl Seats {
         self.store.revoked(&principal.user, principal.session, principal.issued).await
     }
 
+    /// The names of the replicas that are alive, this one included; none while that is not known.
+    #[must_use]
+    pub fn alive(&self) -> Arc<[String]> {
+        let known = self.known.borrow();
+        let doubtful = known.doubtful.is_some_and(|until| Instant::now() < until);
+        if doubtful { Arc::default() } else { Arc::clone(&known.live) }
+    }
+
     /// What is known of the fleet, once this replica belongs to it: others must not take a seat for
     /// that of a replica that is gone.
     async fn known(&self) -> Result<Arc<Known>, NoSeat> {
@@ -201,7 +211,11 @@ impl Seats {
             table.dirty.extend(users);
             self.dirty.notify_one();
         }
-        self.known.send_replace(Arc::new(Known { fleet, doubtful }));
+        self.known.send_replace(Arc::new(Known {
+            live: fleet.live.clone().into(),
+            fleet,
+            doubtful,
+        }));
         Ok(fresh)
     }
 

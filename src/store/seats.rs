@@ -94,6 +94,11 @@ impl Memory {
         Taken::Seat { at, over: seats.drain(..over).map(|(_, id)| id).collect() }
     }
 
+    /// Whether a user has a seat.
+    pub(super) fn has(&self, user: &UserId) -> bool {
+        self.state().users.contains_key(user)
+    }
+
     fn enter(&self, user: &UserId, held: &[Held]) {
         let mut state = self.state();
         let Some(seats) = state.users.get_mut(user) else { return };
@@ -101,6 +106,14 @@ impl Memory {
         if seats.is_empty() {
             state.users.remove(user);
         }
+    }
+}
+
+impl super::memory::MemoryStore {
+    /// Whether a user has a seat.
+    #[must_use]
+    pub fn is_seated(&self, user: &UserId) -> bool {
+        self.seats.has(user)
     }
 }
 

@@ -48,6 +48,7 @@ struct Inner {
     ready: IntGauge,
     redis_up: IntGaugeVec,
     gaps: IntCounterVec,
+    resumes: IntCounterVec,
     probe_duration: Histogram,
     dropped: IntCounterVec,
     auth_duration: HistogramVec,
@@ -147,6 +148,11 @@ impl Metrics {
                 "Times this replica may have missed messages.",
                 &["reason"],
             ),
+            resumes: make.counters(
+                "resumes_total",
+                "Clients that came back with a cursor: everything they missed follows, or not.",
+                &["result"],
+            ),
             probe_duration: make.histogram(
                 "redis_probe_duration_seconds",
                 "From publishing a probe to its return.",
@@ -221,6 +227,9 @@ impl Metrics {
         for reason in GapReason::ALL {
             inner.gaps.with_label_values(&[reason.label()]);
         }
+        for result in ["whole", "lost"] {
+            inner.resumes.with_label_values(&[result]);
+        }
         for reason in DropReason::ALL {
             inner.dropped.with_label_values(&[reason.label()]);
         }
@@ -293,6 +302,12 @@ impl Metrics {
     /// This replica may have missed messages.
     pub fn gap(&self, reason: GapReason) {
         self.0.gaps.with_label_values(&[reason.label()]).inc();
+    }
+
+    /// A client came back with a cursor; whether everything that it missed follows.
+    pub fn resume(&self, whole: bool) {
+        let result = if whole { "whole" } else { "lost" };
+        self.0.resumes.with_label_values(&[result]).inc();
     }
 
     /// A probe came back.

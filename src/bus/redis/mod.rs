@@ -9,11 +9,12 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use crate::config;
+use crate::{config, history::Bounds};
 
 pub(crate) mod commands;
 mod control;
 mod feed;
+mod history;
 mod keys;
 mod link;
 mod names;
@@ -73,7 +74,7 @@ pub struct Redis {
 ///
 /// # Errors
 /// The address is malformed. A Redis that is away is no error.
-pub fn connect(settings: &config::Redis) -> Result<Redis, ConnectError> {
+pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, ConnectError> {
     let links = LinkSettings::new(settings)?;
     let names = Arc::new(Names::new(&settings.prefix));
     let check = Check::Write(format!("{}probe", settings.prefix));
@@ -82,7 +83,7 @@ pub fn connect(settings: &config::Redis) -> Result<Redis, ConnectError> {
     let subscribed = Up::default();
     Ok(Redis {
         feed: RedisFeed::start(links, Arc::clone(&names), subscribed.clone()),
-        publisher: RedisPublisher { commands: Arc::clone(&commands), names },
+        publisher: RedisPublisher { commands: Arc::clone(&commands), names, bounds },
         commands,
         subscribed,
     })

@@ -182,8 +182,8 @@ fn names_that_scripts_use_are_read() {
     assert_eq!(config.limits.queue_bytes, 262_144);
     assert_eq!(config.auth.session.recheck, Duration::from_secs(2));
     assert_eq!(config.limits.connections_per_user, 12);
-    assert_eq!(config.reserved.history_events, 0);
-    assert_eq!(config.reserved.history_ttl, Duration::from_secs(600));
+    assert_eq!(config.history.events, 0);
+    assert_eq!(config.history.ttl, Duration::from_secs(600));
 }
 
 #[test]

@@ -1,0 +1,239 @@
+//! What a connection has to read before it can go live: where it begins, and page after page of
+//! what it missed.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
+
+use super::{Ask, BusError, History, PAGE};
+use crate::{
+    event::{Channel, Cursor, Position, Tag},
+    history::{Claim, Proof, Reading},
+    registry::{
+        Start,
+        tracks::{Hold, Tracks},
+    },
+};
+
+/// Replays that read from the broker at once; more wait, so that a wave of reconnects does not
+/// crowd out what is published.
+const READERS: usize = 64;
+/// A channel that a cursor does not name is replayed from so long before the cursor's newest
+/// moment (contract §4).
+const BEFORE: u64 = 10_000;
+/// Tries to read a whole history for a ring, while events go on coming.
+const TRIES: usize = 5;
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// Nothing: it begins now.
+    Now,
+    /// What follows this cursor.
+    After(Cursor),
+    /// Something that cannot be read: nothing is proven to it.
+    Unreadable,
+}
+
+impl Since {
+    /// Reads what the client sent, if anything.
+    #[must_use]
+    pub fn parse(text: Option<&str>) -> Self {
+        match text {
+            None | Some("") => Self::Now,
+            Some(text) => Cursor::parse(text).map_or(Self::Unreadable, Self::After),
+        }
+    }
+}
+
+/// Where a connection begins.
+#[derive(Debug)]
+pub struct Opening {
+    /// In each channel, in the order in which they were asked for.
+    pub starts: Vec<Start>,
+    /// Everything after the client's cursor follows; `None`: it asked for nothing.
+    pub resumed: Option<bool>,
+    /// The channels where that cannot be proven.
+    pub lost: Vec<Tag>,
+    /// What the client begins with; empty where nothing is kept.
+    pub cursor: Cursor,
+}
+
+/// See the module. Shared by all workers.
+pub struct Replays {
+    history: Arc<dyn History>,
+    tracks: Arc<Tracks>,
+    readers: Semaphore,
+}
+
+impl Replays {
+    /// Reads from this history.
+    #[must_use]
+    pub fn new(history: Arc<dyn History>, tracks: Arc<Tracks>) -> Self {
+        Self { history, tracks, readers: Semaphore::new(READERS) }
+    }
+
+    /// Finds out where a connection begins in each of its channels, in one round trip to the
+    /// broker at most. From here on, what is published there is not missed.
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn open(&self, channels: &[Channel], since: &Since) -> Result<Opening, BusError> {
+        let holds: Vec<Hold> = channels.iter().map(|channel| self.tracks.hold(channel)).collect();
+        if !self.history.keeps() {
+            let asked = *since != Since::Now;
+            let lost = channels.iter().filter(|_| asked).map(Tag::of).collect();
+            let start = |hold| Start { hold, at: Position::ZERO };
+            return Ok(Opening {
+                starts: holds.into_iter().map(start).collect(),
+                resumed: asked.then_some(false),
+                lost,
+                cursor: Cursor::default(),
+            });
+        }
+        let claims: Vec<Option<Claim>> =
+            channels.iter().map(|channel| claim(channel, since)).collect();
+        let readings = self.readings(&holds, &claims).await?;
+        let mut opening = Opening {
+            starts: Vec::with_capacity(holds.len()),
+            resumed: None,
+            lost: Vec::new(),
+            cursor: Cursor::default(),
+        };
+        for ((hold, claim), reading) in holds.into_iter().zip(claims).zip(readings) {
+            let now = match &reading {
+                Some(reading) => {
+                    let position = reading.position(hold.channel());
+                    hold.start(position);
+                    hold.position().unwrap_or(position)
+                }
+                None => hold.position().unwrap_or_default(),
+            };
+            let whole = match (claim, &reading) {
+                (Some(claim), Some(reading)) => {
+                    reading.proof(hold.channel(), claim) == Proof::Whole
+                }
+                (Some(_), None) | (None, _) => false,
+            };
+            let tag = Tag::of(hold.channel());
+            let at = match (claim, &reading) {
+                // A moment is no place: with nothing after it, the last event is where it stands.
+                (Some(Claim::Moment(_)), Some(reading)) if whole && reading.kept.is_empty() => {
+                    reading.position(hold.channel())
+                }
+                (Some(claim), _) if whole => claim.at(),
+                _ => now,
+            };
+            if !whole && *since != Since::Now {
+                opening.lost.push(tag.clone());
+            }
+            opening.cursor.set(tag, at);
+            opening.starts.push(Start { hold, at });
+        }
+        opening.resumed = (*since != Since::Now).then_some(opening.lost.is_empty());
+        Ok(opening)
+    }
+
+    /// The readings that are needed: for what a client claims, and for channels of which nothing
+    /// is known on this replica.
+    async fn readings(
+        &self,
+        holds: &[Hold],
+        claims: &[Option<Claim>],
+    ) -> Result<Vec<Option<Reading>>, BusError> {
+        let mut readings: Vec<Option<Reading>> = Vec::with_capacity(holds.len());
+        let mut asks = Vec::new();
+        for (hold, claim) in holds.iter().zip(claims) {
+            let channel = hold.channel();
+            let after = claim.map(Claim::at);
+            let ring = after.and_then(|after| self.from_ring(channel, after));
+            if ring.is_none() && (after.is_some() || hold.position().is_none()) {
+                asks.push(Ask { channel: channel.clone(), after, most: PAGE });
+                readings.push(None);
+            } else {
+                readings.push(Some(ring.unwrap_or_default()).filter(|_| after.is_some()));
+            }
+        }
+        if asks.is_empty() {
+            return Ok(readings);
+        }
+        let asked: Vec<usize> = holds
+            .iter()
+            .enumerate()
+            .filter(|(_, hold)| asks.iter().any(|ask| ask.channel == *hold.channel()))
+            .map(|(n, _)| n)
+            .collect();
+        for (n, reading) in asked.into_iter().zip(self.history.read(asks).await?) {
+            if let Some(slot) = readings.get_mut(n) {
+                *slot = Some(reading);
+            }
+        }
+        Ok(readings)
+    }
+
+    /// The next page after this place.
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn page(&self, channel: &Channel, after: Position) -> Result<Reading, BusError> {
+        if let Some(reading) = self.from_ring(channel, after) {
+            return Ok(reading);
+        }
+        let closed = |_| BusError::Away("this replica is ending".to_owned());
+        let _reader = self.readers.acquire().await.map_err(closed)?;
+        if self.tracks.wants_ring(channel) {
+            self.load_ring(channel).await?;
+            if let Some(reading) = self.from_ring(channel, after) {
+                return Ok(reading);
+            }
+        }
+        self.read(channel, after).await
+    }
+
+    async fn read(&self, channel: &Channel, after: Position) -> Result<Reading, BusError> {
+        let ask = Ask { channel: channel.clone(), after: Some(after), most: PAGE };
+        let mut readings = self.history.read(vec![ask]).await?;
+        readings.pop().ok_or_else(|| BusError::Away("it has not answered".to_owned()))
+    }
+
+    /// A ring needs no more proof than its chain: what is in it was handed out here.
+    fn from_ring(&self, channel: &Channel, after: Position) -> Option<Reading> {
+        let (kept, more, last) = self.tracks.ring(channel, after, PAGE)?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+        let silent_since = u64::MAX;
+        Some(Reading { kept, more, last: Some(last), epoch: 0, silent_since, now })
+    }
+
+    /// Reads the whole history of a channel, for all those who will ask for parts of it.
+    async fn load_ring(&self, channel: &Channel) -> Result<(), BusError> {
+        let mut history = Vec::new();
+        let mut at = Position::ZERO;
+        for _ in 0..TRIES {
+            loop {
+                let page = self.read(channel, at).await?;
+                at = page.kept.last().map_or(at, |last| last.at);
+                history.extend(page.kept);
+                if !page.more {
+                    break;
+                }
+            }
+            self.tracks.set_ring(channel, history.clone());
+            if !self.tracks.wants_ring(channel) || history.is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+}
+
+/// What a client claims to have of a channel.
+fn claim(channel: &Channel, since: &Since) -> Option<Claim> {
+    let Since::After(cursor) = since else { return None };
+    if let Some(at) = cursor.get(&Tag::of(channel)) {
+        return Some(Claim::Client(at));
+    }
+    let newest = cursor.newest()?;
+    Some(Claim::Moment(Position::new(newest.saturating_sub(BEFORE), 0)))
+}

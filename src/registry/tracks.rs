@@ -1,0 +1,326 @@
+//! How far each channel has been handed out on this replica.
+//!
+//! There is a track for every channel that somebody here listens to. The subscriber moves it, event
+//! by event, and only along the chain: so what shards get of a channel is without a hole and without
+//! a repeat. Handshakes and replays look at it to know up to where they have to read.
+//!
+//! The table is shared and its locks are short: none is held across an await, and each part has
+//! its own.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    event::{Channel, Position},
+    history::{Bounds, Kept, Stream},
+};
+
+/// Spread by hash, so that workers and the subscriber seldom meet.
+const PARTS: usize = 32;
+/// Bytes that the rings of all channels may take, about; no ring is begun beyond that.
+const RING_BYTES: usize = 64 * 1024 * 1024;
+
+/// What an event means to its channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nobody here listens.
+    Unwatched,
+    /// It was handed out before.
+    Repeat,
+    /// It is the next one.
+    Next,
+    /// Something is missing before it; it will come out of the history, in order.
+    Broken,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Tracks {
+    parts: [Mutex<Part>; PARTS],
+    hasher: ahash::RandomState,
+    bounds: Bounds,
+    /// Channels whose chain broke since they were taken last.
+    broken: Mutex<Vec<Channel>>,
+    /// Rung when one is added.
+    breaks: Notify,
+    rings: AtomicUsize,
+}
+
+type Part = HashMap<Channel, Track, ahash::RandomState>;
+
+#[derive(Debug)]
+struct Track {
+    holders: u32,
+    state: State,
+    /// What replays read, where many ask for the same: broadcast and groups.
+    ring: Option<Stream>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Where it stands is not known yet; the newest event that came meanwhile.
+    Starting(Position),
+    /// Everything up to here was handed out.
+    Standing(Position),
+    /// Everything up to `at`; and one at `seen` has come that does not follow.
+    Broken { at: Position, seen: Position },
+}
+
+/// Keeps a channel's track as long as it lives.
+#[derive(Debug)]
+pub struct Hold {
+    tracks: Arc<Tracks>,
+    channel: Channel,
+}
+
+impl Tracks {
+    /// A table without tracks; `bounds` are those of rings.
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Arc<Self> {
+        Arc::new(Self {
+            parts: std::array::from_fn(|_| Mutex::default()),
+            hasher: ahash::RandomState::new(),
+            bounds,
+            broken: Mutex::default(),
+            breaks: Notify::new(),
+            rings: AtomicUsize::new(0),
+        })
+    }
+
+    /// Whether events are kept at all, and tracks mean something.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.bounds.events > 0
+    }
+
+    /// Begins to listen to a channel: from now on events on it are remembered, and where the track
+    /// stands is asked with [`Hold::position`] and answered with [`Hold::start`].
+    #[must_use]
+    pub fn hold(self: &Arc<Self>, channel: &Channel) -> Hold {
+        let mut part = self.part(channel);
+        let track = part.entry(channel.clone()).or_insert(Track {
+            holders: 0,
+            state: State::Starting(Position::ZERO),
+            ring: None,
+        });
+        track.holders += 1;
+        Hold { tracks: Arc::clone(self), channel: channel.clone() }
+    }
+
+    /// Whether somebody listens, or is about to.
+    #[must_use]
+    pub fn is_held(&self, channel: &Channel) -> bool {
+        self.part(channel).contains_key(channel)
+    }
+
+    /// Up to where this channel was handed out; `None` if nobody listens, or it is not known yet.
+    #[must_use]
+    pub fn position(&self, channel: &Channel) -> Option<Position> {
+        self.part(channel).get(channel)?.at()
+    }
+
+    /// The newest event that came on a channel whose chain is broken.
+    #[must_use]
+    pub fn seen(&self, channel: &Channel) -> Option<Position> {
+        match self.part(channel).get(channel)?.state {
+            State::Broken { seen, .. } => Some(seen),
+            State::Starting(_) | State::Standing(_) => None,
+        }
+    }
+
+    /// Every channel that somebody listens to, and up to where it was handed out.
+    #[must_use]
+    pub fn all(&self) -> Vec<(Channel, Position)> {
+        let mut all = Vec::new();
+        for part in &self.parts {
+            let part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend(part.iter().filter_map(|(name, track)| Some((name.clone(), track.at()?))));
+        }
+        all
+    }
+
+    /// An event has come, live or out of the history. [`Step::Next`]: it is to be handed out now.
+    pub fn advance(&self, channel: &Channel, kept: &Kept) -> Step {
+        let mut part = self.part(channel);
+        let Some(track) = part.get_mut(channel) else { return Step::Unwatched };
+        match track.state {
+            State::Starting(seen) => {
+                track.state = State::Starting(seen.max(kept.at));
+                Step::Broken
+            }
+            State::Standing(at) | State::Broken { at, .. } if kept.at <= at => Step::Repeat,
+            State::Standing(at) | State::Broken { at, .. } if kept.prev <= at => {
+                track.state = match track.state {
+                    State::Broken { seen, .. } if seen > kept.at => {
+                        State::Broken { at: kept.at, seen }
+                    }
+                    _ => State::Standing(kept.at),
+                };
+                if let Some(ring) = &mut track.ring {
+                    let before = ring.bytes();
+                    ring.push(kept.clone(), &self.bounds, kept.at.ms);
+                    self.rings.fetch_add(ring.bytes(), Ordering::Relaxed);
+                    self.rings.fetch_sub(before, Ordering::Relaxed);
+                }
+                Step::Next
+            }
+            State::Standing(at) => {
+                track.state = State::Broken { at, seen: kept.at };
+                drop(part);
+                self.tell_broken(channel);
+                Step::Broken
+            }
+            State::Broken { at, seen } => {
+                track.state = State::Broken { at, seen: seen.max(kept.at) };
+                Step::Broken
+            }
+        }
+    }
+
+    /// Goes on from here: what is missing before it cannot be had, or, where `to` is lower than
+    /// what was handed out, the broker has forgotten it.
+    pub fn jump(&self, channel: &Channel, to: Position) {
+        let mut part = self.part(channel);
+        if let Some(track) = part.get_mut(channel) {
+            track.state = State::Standing(to);
+            self.drop_ring(track);
+        }
+    }
+
+    /// The channels whose chain broke since this was asked last.
+    #[must_use]
+    pub fn take_broken(&self) -> Vec<Channel> {
+        std::mem::take(&mut *self.broken.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until a chain has broken.
+    pub async fn breaks(&self) {
+        self.breaks.notified().await;
+    }
+
+    /// At most `most` events after this place out of the channel's ring, whether there are more,
+    /// and the last one; `None` if the ring does not have them all, or there is none.
+    #[must_use]
+    pub fn ring(
+        &self,
+        channel: &Channel,
+        after: Position,
+        most: usize,
+    ) -> Option<(Vec<Kept>, bool, Position)> {
+        let part = self.part(channel);
+        let ring = part.get(channel)?.ring.as_ref()?;
+        let (begin, last) = (ring.begin()?, ring.last()?);
+        if after < begin || after > last {
+            return None;
+        }
+        let (kept, more) = ring.read(after, most);
+        Some((kept, more, last))
+    }
+
+    /// Whether a ring for this channel is worth reading its whole history.
+    #[must_use]
+    pub fn wants_ring(&self, channel: &Channel) -> bool {
+        !matches!(channel, Channel::User(_))
+            && self.rings.load(Ordering::Relaxed) < RING_BYTES
+            && self.part(channel).get(channel).is_some_and(|track| track.ring.is_none())
+    }
+
+    /// Begins a ring with the whole history of a channel, unless something was handed out since
+    /// that is not in it.
+    pub fn set_ring(&self, channel: &Channel, history: Vec<Kept>) {
+        let mut part = self.part(channel);
+        let Some(track) = part.get_mut(channel) else { return };
+        let (Some(at), Some(last)) = (track.at(), history.last().map(|last| last.at)) else {
+            return;
+        };
+        if last != at || track.ring.is_some() {
+            return;
+        }
+        let mut ring = Stream::default();
+        for kept in history {
+            ring.push(kept, &self.bounds, last.ms);
+        }
+        self.rings.fetch_add(ring.bytes(), Ordering::Relaxed);
+        track.ring = Some(ring);
+    }
+
+    fn tell_broken(&self, channel: &Channel) {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).push(channel.clone());
+        self.breaks.notify_one();
+    }
+
+    fn drop_ring(&self, track: &mut Track) {
+        if let Some(ring) = track.ring.take() {
+            self.rings.fetch_sub(ring.bytes(), Ordering::Relaxed);
+        }
+    }
+
+    fn part(&self, channel: &Channel) -> MutexGuard<'_, Part> {
+        let index = usize::try_from(self.hasher.hash_one(channel) >> 48).unwrap_or(0) % PARTS;
+        // Every change is whole, so a poisoned lock is as good as new.
+        self.parts[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Track {
+    fn at(&self) -> Option<Position> {
+        match self.state {
+            State::Starting(_) => None,
+            State::Standing(at) | State::Broken { at, .. } => Some(at),
+        }
+    }
+}
+
+impl Hold {
+    /// Which channel.
+    #[must_use]
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Up to where the channel was handed out; `None`: it is not known yet.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        self.tracks.position(&self.channel)
+    }
+
+    /// The track stands here, which was read after the hold was taken. Nothing happens if it is
+    /// known already. What came meanwhile and is newer is read again.
+    pub fn start(&self, at: Position) {
+        let mut part = self.tracks.part(&self.channel);
+        let Some(track) = part.get_mut(&self.channel) else { return };
+        let State::Starting(seen) = track.state else { return };
+        if seen > at {
+            track.state = State::Broken { at, seen };
+            drop(part);
+            self.tracks.tell_broken(&self.channel);
+        } else {
+            track.state = State::Standing(at);
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut part = self.tracks.part(&self.channel);
+        let Some(track) = part.get_mut(&self.channel) else { return };
+        track.holders -= 1;
+        if track.holders == 0 {
+            self.tracks.drop_ring(track);
+            part.remove(&self.channel);
+            if part.capacity() > 64 && part.len() * 4 < part.capacity() {
+                part.shrink_to_fit();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

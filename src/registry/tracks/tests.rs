@@ -1,0 +1,108 @@
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    event::Tag,
+    frame::{Frame, Mark},
+};
+
+fn tracks() -> Arc<Tracks> {
+    Tracks::new(Bounds {
+        events: 3,
+        bytes: 10_000,
+        ttl: Duration::from_secs(60),
+        meta_ttl: Duration::from_secs(60),
+    })
+}
+
+fn at(ms: u64) -> Position {
+    Position::new(ms, 0)
+}
+
+fn event(prev: u64, ms: u64) -> Kept {
+    let mark = Mark { tag: Tag::Broadcast, at: at(ms) };
+    Kept {
+        at: at(ms),
+        prev: at(prev),
+        except: Arc::default(),
+        until: None,
+        loss: false,
+        frame: Frame::text("{}").at(mark),
+    }
+}
+
+const ALL: Channel = Channel::Broadcast;
+
+#[test]
+fn events_go_out_along_the_chain_once() {
+    let tracks = tracks();
+    assert_eq!(tracks.advance(&ALL, &event(1, 2)), Step::Unwatched);
+    let hold = tracks.hold(&ALL);
+    hold.start(at(5));
+    assert_eq!(tracks.advance(&ALL, &event(4, 5)), Step::Repeat);
+    assert_eq!(tracks.advance(&ALL, &event(5, 7)), Step::Next);
+    assert_eq!(tracks.advance(&ALL, &event(5, 7)), Step::Repeat);
+    assert_eq!(tracks.advance(&ALL, &event(8, 9)), Step::Broken);
+    assert_eq!(tracks.advance(&ALL, &event(9, 10)), Step::Broken);
+    assert_eq!(tracks.take_broken(), [ALL]);
+    assert_eq!((tracks.position(&ALL), tracks.seen(&ALL)), (Some(at(7)), Some(at(10))));
+    for (prev, ms) in [(7, 8), (8, 9), (9, 10)] {
+        assert_eq!(tracks.advance(&ALL, &event(prev, ms)), Step::Next);
+    }
+    assert_eq!((tracks.position(&ALL), tracks.seen(&ALL)), (Some(at(10)), None));
+    assert_eq!(tracks.advance(&ALL, &event(10, 11)), Step::Next);
+}
+
+#[test]
+fn what_comes_before_the_start_is_not_lost() {
+    let tracks = tracks();
+    let hold = tracks.hold(&ALL);
+    assert_eq!(tracks.advance(&ALL, &event(5, 7)), Step::Broken);
+    assert_eq!(hold.position(), None);
+    hold.start(at(5));
+    assert_eq!(tracks.take_broken(), [ALL]);
+    assert_eq!(tracks.advance(&ALL, &event(5, 7)), Step::Next);
+    assert_eq!(tracks.seen(&ALL), None);
+    let other = tracks.hold(&ALL);
+    assert_eq!(tracks.advance(&ALL, &event(7, 8)), Step::Next);
+    other.start(at(5));
+    assert_eq!(other.position(), Some(at(8)), "it stands already");
+}
+
+#[test]
+fn a_track_ends_with_its_last_holder() {
+    let tracks = tracks();
+    let (one, two) = (tracks.hold(&ALL), tracks.hold(&ALL));
+    one.start(at(5));
+    drop(one);
+    assert_eq!(tracks.position(&ALL), Some(at(5)));
+    drop(two);
+    assert_eq!(tracks.position(&ALL), None);
+    assert!(tracks.all().is_empty());
+}
+
+#[test]
+fn a_ring_has_what_it_can_prove() {
+    let tracks = tracks();
+    let hold = tracks.hold(&ALL);
+    hold.start(at(7));
+    assert!(tracks.wants_ring(&ALL));
+    tracks.set_ring(&ALL, vec![event(1, 5)]);
+    assert!(tracks.ring(&ALL, at(5), 9).is_none(), "7 is missing in it");
+    tracks.set_ring(&ALL, vec![event(1, 5), event(5, 7)]);
+    assert_eq!(tracks.advance(&ALL, &event(7, 9)), Step::Next);
+    let read = |after| {
+        let (kept, more, last) = tracks.ring(&ALL, at(after), 2)?;
+        Some((kept.iter().map(|kept| kept.at.ms).collect::<Vec<_>>(), more, last.ms))
+    };
+    assert_eq!(read(1), Some((vec![5, 7], true, 9)));
+    assert_eq!(read(7), Some((vec![9], false, 9)));
+    assert_eq!(read(9), Some((vec![], false, 9)));
+    assert_eq!(read(0), None);
+    assert_eq!(read(10), None);
+    assert_eq!(tracks.advance(&ALL, &event(9, 11)), Step::Next);
+    assert_eq!(read(1), None, "the oldest has gone");
+    tracks.jump(&ALL, at(20));
+    assert_eq!(read(11), None);
+    assert_eq!(tracks.position(&ALL), Some(at(20)));
+}
