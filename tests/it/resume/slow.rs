@@ -208,7 +208,6 @@ async fn s05_a_slow_consumer_that_was_cut_resumes_everything(kind: Kind) {
                 }
                 last = message.id;
             }
-            Seen::Comment(_) => {}
             Seen::End(_) => break,
         }
     }

@@ -195,6 +195,12 @@ async fn a_source_survives_a_full_server() {
     markers.sort_unstable();
     wanted.sort_unstable();
     assert_eq!(markers, wanted);
+    // It was told how long to wait, and a full server is not hammered.
+    let attempts = source.attempts();
+    for pair in attempts.windows(2) {
+        let wait = pair[1].at - pair[0].at;
+        assert!(wait >= Duration::from_millis(100), "after {wait:?}: {attempts:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -131,7 +131,7 @@ impl Parser {
 }
 
 /// How the body of an answer is delimited (RFC 9112 §6).
-enum Framing {
+pub enum Framing {
     Chunked(Chunks),
     Length(usize),
     ToTheEnd,
@@ -139,7 +139,7 @@ enum Framing {
 
 /// Takes `Transfer-Encoding: chunked` off (RFC 9112 §7.1); trailers are not expected.
 #[derive(Default)]
-struct Chunks {
+pub struct Chunks {
     pending: Vec<u8>,
     /// What is left of the present chunk, its line end included.
     left: usize,
@@ -178,7 +178,7 @@ impl Chunks {
 }
 
 impl Framing {
-    fn of(head: &Reply) -> Self {
+    pub fn of(head: &Reply) -> Self {
         if head.header("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
             return Self::Chunked(Chunks::default());
         }
@@ -186,7 +186,8 @@ impl Framing {
         length.map_or(Self::ToTheEnd, |length| Self::Length(length.parse().expect("a length")))
     }
 
-    fn feed(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
+    /// The body in these bytes, and whether it is complete.
+    pub fn feed(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
         match self {
             Self::Chunked(chunks) => chunks.feed(bytes),
             Self::ToTheEnd => (bytes.to_vec(), false),
@@ -208,7 +209,6 @@ impl Framing {
 #[derive(Clone, Debug)]
 pub enum Seen {
     Message(Message),
-    Comment(String),
     /// The body is complete (`None`), or the connection broke before that.
     End(Option<String>),
 }
@@ -319,7 +319,7 @@ async fn drive(
         for item in items {
             let what = match item {
                 Item::Message(message) => Seen::Message(message),
-                Item::Comment(text) => Seen::Comment(text),
+                Item::Comment(_) => continue,
                 Item::Retry(wait) => {
                     shared.lock().expect("no panic while held").retry = Some(wait);
                     continue;
@@ -460,12 +460,6 @@ impl Sse {
         }
     }
 
-    /// The data of the next message that is not a ping.
-    pub async fn text(&mut self, within: Duration) -> (Instant, String) {
-        let (at, message) = self.message(within).await;
-        (at, message.data)
-    }
-
     /// The next message of this `belfry.*` type; others before it are passed over.
     pub async fn word(&mut self, kind: &str, within: Duration) -> Value {
         let start = Instant::now();
@@ -514,7 +508,7 @@ impl Sse {
                     goodbye = Some(message.json());
                 }
                 Seen::Message(message) if message.data != PING => texts.push(message.data),
-                Seen::Message(_) | Seen::Comment(_) => {}
+                Seen::Message(_) => {}
                 Seen::End(why) => return SseEnd { whole: why.is_none(), goodbye, texts, at },
             }
         }
@@ -653,7 +647,6 @@ impl Source {
                                     return;
                                 }
                             }
-                            Seen::Comment(_) => {}
                             Seen::End(_) => break,
                         }
                     }
