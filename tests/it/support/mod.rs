@@ -21,6 +21,7 @@ pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod sse;
+pub mod tab;
 pub mod tls;
 
 /// How long a test waits for what should take milliseconds, on a busy machine.

@@ -209,7 +209,6 @@ impl Framing {
 #[derive(Clone, Debug)]
 pub enum Seen {
     Message(Message),
-    Comment(String),
     /// The body is complete (`None`), or the connection broke before that.
     End(Option<String>),
 }
@@ -320,7 +319,7 @@ async fn drive(
         for item in items {
             let what = match item {
                 Item::Message(message) => Seen::Message(message),
-                Item::Comment(text) => Seen::Comment(text),
+                Item::Comment(_) => continue,
                 Item::Retry(wait) => {
                     shared.lock().expect("no panic while held").retry = Some(wait);
                     continue;
@@ -461,12 +460,6 @@ impl Sse {
         }
     }
 
-    /// The data of the next message that is not a ping.
-    pub async fn text(&mut self, within: Duration) -> (Instant, String) {
-        let (at, message) = self.message(within).await;
-        (at, message.data)
-    }
-
     /// The next message of this `belfry.*` type; others before it are passed over.
     pub async fn word(&mut self, kind: &str, within: Duration) -> Value {
         let start = Instant::now();
@@ -515,7 +508,7 @@ impl Sse {
                     goodbye = Some(message.json());
                 }
                 Seen::Message(message) if message.data != PING => texts.push(message.data),
-                Seen::Message(_) | Seen::Comment(_) => {}
+                Seen::Message(_) => {}
                 Seen::End(why) => return SseEnd { whole: why.is_none(), goodbye, texts, at },
             }
         }
@@ -654,7 +647,6 @@ impl Source {
                                     return;
                                 }
                             }
-                            Seen::Comment(_) => {}
                             Seen::End(_) => break,
                         }
                     }
