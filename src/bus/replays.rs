@@ -111,7 +111,9 @@ impl Replays {
                 Some(reading) => {
                     let position = reading.position(hold.channel());
                     hold.start(position);
-                    hold.position().unwrap_or(position)
+                    self.tracks.learn_epoch(reading.epoch);
+                    self.tracks.renew(hold.channel(), position);
+                    hold.beginning().unwrap_or(position)
                 }
                 None => hold.position().unwrap_or_default(),
             };
@@ -160,7 +162,7 @@ impl Replays {
                 }
                 None => None,
             };
-            if ring.is_none() && (after.is_some() || hold.position().is_none()) {
+            if ring.is_none() && (after.is_some() || hold.beginning().is_none()) {
                 asks.push(Ask { channel: channel.clone(), after, most: PAGE });
                 readings.push(None);
             } else {
@@ -209,7 +211,7 @@ impl Replays {
 
     /// A ring needs no other proof than the broker's data: what is in it was handed out here.
     fn in_ring(&self, channel: &Channel, after: Position) -> Option<Reading> {
-        let Held { kept, more, last, before } = self.tracks.ring(channel, after, PAGE)?;
+        let Held { kept, more, last, before } = self.tracks.ring(channel, after, PAGE, now())?;
         let Before { epoch, silent_since } = before;
         Some(Reading { kept, more, last, epoch, silent_since, now: now() })
     }
@@ -235,15 +237,16 @@ impl Replays {
         let mut at = Position::ZERO;
         for _ in 0..TRIES {
             let Some(begun) = self.tracks.position(channel) else { break };
-            let before = loop {
+            let (last, before) = loop {
                 let page = self.read(channel, at).await?;
                 at = page.kept.last().map_or(at, |last| last.at);
                 history.extend(page.kept);
                 if !page.more {
-                    break Before { epoch: page.epoch, silent_since: page.silent_since };
+                    let Reading { last, epoch, silent_since, .. } = page;
+                    break (last, Before { epoch, silent_since });
                 }
             };
-            self.tracks.set_ring(channel, history.clone(), begun, before);
+            self.tracks.set_ring(channel, history.clone(), last, begun, before);
             if !self.tracks.wants_ring(channel) {
                 break;
             }

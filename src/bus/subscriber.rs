@@ -353,6 +353,7 @@ impl Subscriber {
             self.said = None;
         }
         self.health.proved();
+        self.repair.look();
         self.up(true);
         if let Some(reason) = self.gap.take() {
             self.announce(reason);

@@ -126,23 +126,23 @@ pub struct Cursor(Vec<(Tag, Position)>);
 
 impl Cursor {
     /// Reads a comma-separated list of positions. A channel that stands there twice is taken by
-    /// the lower one: to repeat is better than to leave out.
+    /// the lower one: to repeat is better than to leave out. One with something else than a position
+    /// is [`Position::ZERO`], of which nothing is ever proven; what names no channel is left out.
     ///
-    /// `None`: it is no cursor. An empty one is one that names no channel.
+    /// `None`: there is no position in it at all.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut cursor = Self::default();
-        if text.is_empty() {
-            return Some(cursor);
-        }
-        for (n, entry) in text.split(',').enumerate() {
-            let (tag, at) = parse_id(entry).filter(|_| n < ENTRIES)?;
+        for entry in text.split(',').take(ENTRIES) {
+            let (tag, at) = entry.split_once('~').unwrap_or((entry, ""));
+            let Some(tag) = Tag::parse(tag) else { continue };
+            let at = at.parse().unwrap_or(Position::ZERO);
             match cursor.entry(&tag) {
                 Some(known) => *known = (*known).min(at),
                 None => cursor.0.push((tag, at)),
             }
         }
-        Some(cursor)
+        cursor.0.iter().any(|(_, at)| *at != Position::ZERO).then_some(cursor)
     }
 
     /// The position of a channel.
@@ -223,25 +223,22 @@ mod tests {
 
     #[test]
     fn what_is_no_cursor() {
-        for text in [
-            ",",
-            "u",
-            "u~",
-            "u~1",
-            "x~1-0",
-            "u~1-0,",
-            "u ~1-0",
-            "g=~1-0",
-            "g=!~1-0",
-            "u~1-0;b~1-0",
-            "~1-0",
-            "g=AA~1-0",
-        ] {
+        let texts = "|,|u|u~|u~1|x~1-0|u ~1-0|g=~1-0|g=!~1-0|u~1-0;b~1-0|~1-0|g=AA~1-0|u~0-0";
+        for text in texts.split('|') {
             assert_eq!(Cursor::parse(text), None, "{text:?}");
         }
-        let long = vec!["u~1-0"; ENTRIES + 1].join(",");
-        assert_eq!(Cursor::parse(&long), None);
-        assert_eq!(Cursor::parse(""), Some(Cursor::default()));
+    }
+
+    #[test]
+    fn one_bad_position_is_one_lost_channel() {
+        for (text, cursor) in [
+            ("u~x,b~5-0", "u~0-0,b~5-0"),
+            ("b~5-0,u", "b~5-0,u~0-0"),
+            ("b~5-0,x~1-0,", "b~5-0"),
+            ("u~7-0,b~5-0,u~7", "u~0-0,b~5-0"),
+        ] {
+            assert_eq!(Cursor::parse(text).unwrap().to_string(), cursor, "{text:?}");
+        }
     }
 
     #[test]

@@ -27,6 +27,12 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// A channel with this last id, and no event yet.
+    #[must_use]
+    pub fn after(last: Option<Position>) -> Self {
+        Self { last, ..Self::default() }
+    }
+
     /// The place of an event that is published at this moment (milliseconds since 1970), and the
     /// place before it. Where the clock stands behind the last event, the place is made from that.
     #[must_use]
@@ -40,7 +46,7 @@ impl Stream {
 
     /// Appends an event, and drops what is over the bounds.
     pub fn push(&mut self, kept: Kept, bounds: &Bounds, now: u64) {
-        self.last = Some(kept.at);
+        self.last = self.last.max(Some(kept.at));
         self.bytes += kept.frame.len();
         self.kept.push_back(kept);
         self.trim(bounds, now);

@@ -11,7 +11,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -48,6 +48,8 @@ pub struct Tracks {
     bounds: Bounds,
     /// Channels whose chain broke since they were taken last.
     broken: Mutex<Vec<Channel>>,
+    /// When the broker's data began, as far as it is known here (milliseconds since 1970).
+    epoch: AtomicU64,
     /// Rung when one is added.
     breaks: Notify,
     rings: AtomicUsize,
@@ -118,6 +120,7 @@ impl Tracks {
             hasher: ahash::RandomState::new(),
             bounds,
             broken: Mutex::default(),
+            epoch: AtomicU64::new(0),
             breaks: Notify::new(),
             rings: AtomicUsize::new(0),
         })
@@ -161,6 +164,34 @@ impl Tracks {
         match self.part(channel).get(channel)?.state {
             State::Broken { seen, .. } => Some(seen),
             State::Starting(_) | State::Standing(_) => None,
+        }
+    }
+
+    /// The broker's data began at this moment: what stands before it proves nothing any more.
+    pub fn learn_epoch(&self, epoch: u64) {
+        self.epoch.fetch_max(epoch, Ordering::Relaxed);
+    }
+
+    /// Where a client can begin without asking the broker: up to where the channel was handed out,
+    /// unless that is older than the broker's data.
+    #[must_use]
+    pub fn beginning(&self, channel: &Channel) -> Option<Position> {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        self.position(channel).filter(|at| at.ms >= epoch)
+    }
+
+    /// Everything up to here was handed out, which the broker's data began after: nothing was
+    /// missed, but a position from before it is of no use to anyone.
+    pub fn renew(&self, channel: &Channel, to: Position) {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        let mut part = self.part(channel);
+        if let Some(track) = part.get_mut(channel)
+            && let State::Standing(at) = track.state
+            && at.ms < epoch
+            && at < to
+        {
+            track.state = State::Standing(to);
+            self.drop_ring(track);
         }
     }
 
@@ -234,12 +265,19 @@ impl Tracks {
         self.breaks.notified().await;
     }
 
-    /// At most `most` events after this place out of the channel's ring; `None` if the ring does
-    /// not have them all, or there is none.
+    /// At most `most` events after this place out of the channel's ring, without those that are too
+    /// old at this moment (milliseconds since 1970); `None` if the ring does not have them all, or
+    /// there is none.
     #[must_use]
-    pub fn ring(&self, channel: &Channel, after: Position, most: usize) -> Option<Held> {
-        let part = self.part(channel);
-        let Ring { stream, before } = part.get(channel)?.ring.as_ref()?;
+    pub fn ring(&self, channel: &Channel, after: Position, most: usize, now: u64) -> Option<Held> {
+        let mut part = self.part(channel);
+        let Ring { stream, before } = part.get_mut(channel)?.ring.as_mut()?;
+        if before.epoch < self.epoch.load(Ordering::Relaxed) {
+            return None;
+        }
+        let bytes = stream.bytes();
+        stream.trim(&self.bounds, now);
+        self.rings.fetch_sub(bytes - stream.bytes(), Ordering::Relaxed);
         let beyond = stream.begin().is_some_and(|begin| after < begin)
             || stream.last().is_some_and(|last| after > last);
         if beyond {
@@ -258,17 +296,25 @@ impl Tracks {
     }
 
     /// Begins a ring with the whole history of a channel, unless something was handed out since
-    /// that is not in it. `at`: up to where the channel was handed out when the reading began.
-    pub fn set_ring(&self, channel: &Channel, history: Vec<Kept>, at: Position, before: Before) {
+    /// that is not in it. `last`: the channel's last id; `at`: up to where it was handed out when the
+    /// reading began.
+    pub fn set_ring(
+        &self,
+        channel: &Channel,
+        history: Vec<Kept>,
+        last: Option<Position>,
+        at: Position,
+        before: Before,
+    ) {
         let mut part = self.part(channel);
         let Some(track) = part.get_mut(channel) else { return };
-        let last = history.last().map_or(at, |last| last.at);
-        if track.at() != Some(last) || track.ring.is_some() {
+        if track.at() != Some(last.unwrap_or(at)) || track.ring.is_some() {
             return;
         }
-        let mut stream = Stream::default();
+        let mut stream = Stream::after(last);
         for kept in history {
-            stream.push(kept, &self.bounds, last.ms);
+            let now = kept.at.ms;
+            stream.push(kept, &self.bounds, now);
         }
         self.rings.fetch_add(stream.bytes(), Ordering::Relaxed);
         track.ring = Some(Ring { stream, before });
@@ -306,6 +352,12 @@ impl Hold {
     #[must_use]
     pub fn channel(&self) -> &Channel {
         &self.channel
+    }
+
+    /// See [`Tracks::beginning`].
+    #[must_use]
+    pub fn beginning(&self) -> Option<Position> {
+        self.tracks.beginning(&self.channel)
     }
 
     /// Up to where the channel was handed out; `None`: it is not known yet.

@@ -36,7 +36,8 @@ const TRIES: u32 = 10;
 /// A channel that is to be read.
 struct Due {
     channel: Channel,
-    reason: GapReason,
+    /// Why something may be missing; `None`: nothing should be.
+    reason: Option<GapReason>,
     at: Instant,
     tries: u32,
 }
@@ -96,7 +97,15 @@ impl Repair {
     /// Finds out where the broadcast channel stands.
     pub(super) fn start(&mut self) {
         if !self.started() && self.due.is_empty() && self.reading.is_none() {
-            self.push(Channel::Broadcast, GapReason::Reconnected);
+            self.push(Channel::Broadcast, Some(GapReason::Reconnected));
+        }
+    }
+
+    /// Looks at the broadcast channel, though nothing should be missing: so the replica learns that
+    /// the broker's data is gone, and of what slipped through without a sign.
+    pub(super) fn look(&mut self) {
+        if self.started() && self.history.keeps() && self.due.is_empty() && self.reading.is_none() {
+            self.push(Channel::Broadcast, None);
         }
     }
 
@@ -107,7 +116,7 @@ impl Repair {
         }
         self.due.clear();
         for (channel, _) in self.tracks.all() {
-            self.push(channel, reason);
+            self.push(channel, Some(reason));
         }
     }
 
@@ -126,7 +135,7 @@ impl Repair {
         }
     }
 
-    fn push(&mut self, channel: Channel, reason: GapReason) {
+    fn push(&mut self, channel: Channel, reason: Option<GapReason>) {
         self.due.push_back(Due { channel, reason, at: Instant::now(), tries: 0 });
     }
 
@@ -141,7 +150,7 @@ impl Repair {
             () = self.tracks.breaks() => {
                 for channel in self.tracks.take_broken() {
                     self.metrics.gap(GapReason::ChainBroken);
-                    self.push(channel, GapReason::ChainBroken);
+                    self.push(channel, Some(GapReason::ChainBroken));
                 }
             }
             () = until(next), if self.reading.is_none() && next.is_some() => self.begin(),
@@ -201,6 +210,10 @@ impl Repair {
             }
             return;
         };
+        self.tracks.learn_epoch(reading.epoch);
+        if due.reason.is_none() && after.ms < reading.epoch {
+            return self.tracks.renew(&due.channel, reading.position(&due.channel));
+        }
         let proof = reading.proof(&due.channel, Claim::Own(after));
         let follow = match proof {
             Proof::Whole => reading.kept.len(),
@@ -208,7 +221,8 @@ impl Repair {
         };
         for kept in reading.kept.iter().take(follow) {
             if self.tracks.advance(&due.channel, kept) == Step::Next {
-                self.filled += 1;
+                // Without a gap it is only quicker than the subscription.
+                self.filled += u64::from(due.reason.is_some());
                 hand_out(&self.registry, &due.channel, kept);
             }
         }
@@ -226,7 +240,7 @@ impl Repair {
             let at = Instant::now() + RETRY;
             return self.due.push_back(Due { at, tries: due.tries + 1, ..due });
         }
-        self.lose(&due.channel, due.reason, reading);
+        self.lose(&due.channel, due.reason.unwrap_or(GapReason::ChainBroken), reading);
     }
 
     fn lose(&mut self, channel: &Channel, reason: GapReason, reading: &Reading) {

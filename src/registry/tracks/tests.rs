@@ -87,12 +87,12 @@ fn a_ring_has_what_it_can_prove() {
     let hold = tracks.hold(&ALL);
     hold.start(at(7));
     assert!(tracks.wants_ring(&ALL));
-    tracks.set_ring(&ALL, vec![event(1, 5)], at(7), Before::default());
-    assert!(tracks.ring(&ALL, at(5), 9).is_none(), "7 is missing in it");
-    tracks.set_ring(&ALL, vec![event(1, 5), event(5, 7)], at(7), Before::default());
+    tracks.set_ring(&ALL, vec![event(1, 5)], Some(at(5)), at(7), Before::default());
+    assert!(tracks.ring(&ALL, at(5), 9, 0).is_none(), "7 is missing in it");
+    tracks.set_ring(&ALL, vec![event(1, 5), event(5, 7)], Some(at(7)), at(7), Before::default());
     assert_eq!(tracks.advance(&ALL, &event(7, 9)), Step::Next);
     let read = |after| {
-        let Held { kept, more, last, .. } = tracks.ring(&ALL, at(after), 2)?;
+        let Held { kept, more, last, .. } = tracks.ring(&ALL, at(after), 2, 0)?;
         Some((kept.iter().map(|kept| kept.at.ms).collect::<Vec<_>>(), more, last?.ms))
     };
     assert_eq!(read(1), Some((vec![5, 7], true, 9)));
@@ -112,9 +112,46 @@ fn a_silent_channel_has_a_ring_too() {
     let tracks = tracks();
     let hold = tracks.hold(&ALL);
     hold.start(at(3));
-    tracks.set_ring(&ALL, Vec::new(), at(3), Before { epoch: 1, silent_since: 2 });
-    let held = tracks.ring(&ALL, at(3), 9).unwrap();
+    tracks.set_ring(&ALL, Vec::new(), None, at(3), Before { epoch: 1, silent_since: 2 });
+    let held = tracks.ring(&ALL, at(3), 9, 0).unwrap();
     assert_eq!((held.kept.len(), held.last, held.before.silent_since), (0, None, 2));
     assert_eq!(tracks.advance(&ALL, &event(0, 5)), Step::Next);
-    assert_eq!(tracks.ring(&ALL, at(3), 9).unwrap().kept.len(), 1);
+    assert_eq!(tracks.ring(&ALL, at(3), 9, 0).unwrap().kept.len(), 1);
+}
+
+#[test]
+fn what_is_older_than_the_data_is_of_no_use() {
+    let tracks = tracks();
+    let hold = tracks.hold(&ALL);
+    hold.start(at(5));
+    tracks.renew(&ALL, at(9));
+    assert_eq!(hold.beginning(), Some(at(5)), "it is good");
+    tracks.learn_epoch(8);
+    assert_eq!(hold.beginning(), None);
+    tracks.renew(&ALL, at(9));
+    assert_eq!(hold.beginning(), Some(at(9)));
+    tracks.renew(&ALL, at(10));
+    assert_eq!(hold.position(), Some(at(9)));
+}
+
+#[test]
+fn a_ring_lets_old_events_go() {
+    let tracks = tracks();
+    let hold = tracks.hold(&ALL);
+    hold.start(at(7));
+    tracks.set_ring(&ALL, vec![event(1, 5), event(5, 7)], Some(at(7)), at(7), Before::default());
+    assert_eq!(tracks.ring(&ALL, at(1), 9, 60_005).unwrap().kept.len(), 2);
+    assert!(tracks.ring(&ALL, at(1), 9, 60_006).is_none());
+    assert_eq!(tracks.ring(&ALL, at(5), 9, 60_006).unwrap().kept.len(), 1);
+}
+
+#[test]
+fn a_ring_of_a_channel_whose_events_are_gone_knows_the_last_id() {
+    let tracks = tracks();
+    let hold = tracks.hold(&ALL);
+    hold.start(at(7));
+    tracks.set_ring(&ALL, Vec::new(), Some(at(7)), at(7), Before::default());
+    let held = tracks.ring(&ALL, at(7), 9, 0).unwrap();
+    assert_eq!((held.kept.len(), held.last), (0, Some(at(7))));
+    assert!(tracks.ring(&ALL, at(5), 9, 0).is_none());
 }

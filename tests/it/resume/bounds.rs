@@ -71,9 +71,10 @@ async fn l10_every_key_is_bounded_and_ends() {
     for (key, left) in all.iter().filter(|(key, _)| key.starts_with("ws:user:")) {
         assert!(*left <= 10 * 60 * 1_000, "{key} lives for {left} ms");
     }
-    for key in ["ws:user:user-3-7", "ws:last:user:user-3-7"] {
+    // Redis takes a page of 4 KiB (stream-node-max-bytes) for the first event of a stream.
+    for (key, most) in [("ws:user:user-3-7", 6_144), ("ws:last:user:user-3-7", 256)] {
         let bytes = number(&redis.cli(&["MEMORY", "USAGE", key]));
-        assert!(bytes < 2_048, "{key}: {bytes} bytes");
+        assert!(bytes < most, "{key}: {bytes} bytes");
     }
 }
 

@@ -258,7 +258,10 @@ impl Tab {
         cursor.take(&welcome);
         if let Line::Sse(sse) = &line {
             let first = sse.first.as_ref().expect("it was read");
-            assert_eq!(Cursor::parse(&first.id), cursor, "{first:?}");
+            // Without a cursor there is no id, and a browser keeps the one that it has.
+            if !welcome["cursor"].as_str().expect("text").is_empty() {
+                assert_eq!(Cursor::parse(&first.id), cursor, "{first:?}");
+            }
         }
         Self { line, welcome, cursor, events: Vec::new() }
     }
@@ -307,7 +310,7 @@ impl Tab {
         let before = self.cursor.clone();
         let step = self.cursor.take(&frame);
         assert!(matches!(step, Step::Next | Step::None), "{step:?} after {before}: {text}");
-        if let Some(id) = id {
+        if let Some(id) = id.filter(|_| self.cursor != Cursor::default()) {
             assert_eq!(Cursor::parse(&id), self.cursor, "the id of {text}");
         }
         if step == Step::Next && !text.contains("\"belfry.skip\"") {
