@@ -89,7 +89,7 @@ impl Replays {
         if !self.history.keeps() {
             let asked = *since != Since::Now;
             let lost = channels.iter().filter(|_| asked).map(Tag::of).collect();
-            let start = |hold| Start { hold, at: Position::ZERO };
+            let start = |hold| Start { hold, at: Position::ZERO, upto: Position::ZERO };
             return Ok(Opening {
                 starts: holds.into_iter().map(start).collect(),
                 resumed: asked.then_some(false),
@@ -137,7 +137,8 @@ impl Replays {
                 opening.lost.push(tag.clone());
             }
             opening.cursor.set(tag, at);
-            opening.starts.push(Start { hold, at });
+            let upto = reading.and_then(|reading| reading.last).filter(|_| whole);
+            opening.starts.push(Start { hold, at, upto: upto.unwrap_or_default() });
         }
         opening.resumed = (*since != Since::Now).then_some(opening.lost.is_empty());
         Ok(opening)
@@ -162,12 +163,12 @@ impl Replays {
                 }
                 None => None,
             };
-            if ring.is_none() && (after.is_some() || hold.beginning().is_none()) {
+            if after.is_some() || hold.beginning().is_none() {
+                // A ring has the events, but may be a moment behind the last one.
+                let after = after.filter(|_| ring.is_none());
                 asks.push(Ask { channel: channel.clone(), after, most: PAGE });
-                readings.push(None);
-            } else {
-                readings.push(Some(ring.unwrap_or_default()).filter(|_| after.is_some()));
             }
+            readings.push(ring);
         }
         if asks.is_empty() {
             return Ok(readings);
@@ -179,25 +180,33 @@ impl Replays {
             .map(|(n, _)| n)
             .collect();
         for (n, reading) in asked.into_iter().zip(self.history.read(asks).await?) {
-            if let Some(slot) = readings.get_mut(n) {
-                *slot = Some(reading);
+            match readings.get_mut(n) {
+                Some(Some(ring)) => ring.now_last(reading.last),
+                Some(slot) => *slot = Some(reading),
+                None => {}
             }
         }
         Ok(readings)
     }
 
-    /// The next page after this place.
+    /// The next page after this place; it ends at `upto` at the earliest, if there is so much.
     ///
     /// # Errors
     /// The broker is away.
-    pub async fn page(&self, channel: &Channel, after: Position) -> Result<Reading, BusError> {
-        if let Some(reading) = self.in_ring(channel, after) {
+    pub async fn page(
+        &self,
+        channel: &Channel,
+        after: Position,
+        upto: Position,
+    ) -> Result<Reading, BusError> {
+        let enough = |reading: &Reading| reading.more || reading.last >= Some(upto);
+        if let Some(reading) = self.in_ring(channel, after).filter(enough) {
             return Ok(reading);
         }
         let closed = |_| BusError::Away("this replica is ending".to_owned());
         let _reader = self.readers.acquire().await.map_err(closed)?;
         self.load_ring(channel).await?;
-        match self.in_ring(channel, after) {
+        match self.in_ring(channel, after).filter(enough) {
             Some(reading) => Ok(reading),
             None => self.read(channel, after).await,
         }

@@ -82,7 +82,7 @@ impl Replay {
     async fn read(&self, channel: &Channel) -> Reading {
         loop {
             let at = self.registration.at(channel).unwrap_or_default();
-            match self.replays.page(channel, at).await {
+            match self.replays.page(channel, at, self.registration.upto(channel)).await {
                 Ok(reading) => return reading,
                 Err(error) => {
                     tracing::debug!(%error, "a replay waits for the broker");

@@ -12,6 +12,9 @@ pub struct Start {
     pub hold: Hold,
     /// Everything up to here is seen.
     pub at: Position,
+    /// Up to here something was published before the connection came, so it belongs to what is
+    /// replayed, and not to what is live.
+    pub upto: Position,
 }
 
 /// What becomes of a kept event that comes to this connection.
@@ -29,12 +32,18 @@ pub(super) enum Way {
 pub(super) struct Lane {
     hold: Hold,
     pub(super) at: Cell<Position>,
+    pub(super) upto: Cell<Position>,
     pub(super) way: Cell<Way>,
 }
 
 impl Lane {
     pub(super) fn new(start: Start) -> Self {
-        let lane = Self { hold: start.hold, at: Cell::new(start.at), way: Cell::new(Way::Behind) };
+        let lane = Self {
+            hold: start.hold,
+            at: Cell::new(start.at),
+            upto: Cell::new(start.upto),
+            way: Cell::new(Way::Behind),
+        };
         lane.join();
         lane
     }
@@ -46,7 +55,8 @@ impl Lane {
     /// Goes live if nothing was handed out that this connection does not have. Whatever comes to
     /// the shard later is newer: this runs on its thread, and nothing comes in between.
     pub(super) fn join(&self) -> bool {
-        let level = self.hold.position().is_none_or(|at| at <= self.at.get());
+        let level = self.upto.get() <= self.at.get()
+            && self.hold.position().is_none_or(|at| at <= self.at.get());
         if level {
             self.way.set(Way::Live);
         }
@@ -57,6 +67,7 @@ impl Lane {
     /// history.
     pub(super) fn lose(&self, to: Position) {
         self.at.set(self.at.get().max(to));
+        self.upto.set(Position::ZERO);
         self.way.set(Way::Lost);
     }
 

@@ -92,6 +92,12 @@ impl Registration {
         self.on_lane(channel, |_, lane| lane.at.get())
     }
 
+    /// Up to where a replay has to bring a channel at least.
+    #[must_use]
+    pub fn upto(&self, channel: &Channel) -> Position {
+        self.on_lane(channel, |_, lane| lane.upto.get()).unwrap_or_default()
+    }
+
     /// Goes live on a channel if nothing is missing up to what was handed out on this replica.
     #[must_use]
     pub fn join(&self, channel: &Channel) -> bool {

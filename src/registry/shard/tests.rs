@@ -51,7 +51,7 @@ fn client(limit: usize) -> Client {
     let starts = [Channel::User(member.user.clone()), Channel::Broadcast].map(|channel| {
         let hold = tracks.hold(&channel);
         hold.start(at(100));
-        Start { hold, at: at(100) }
+        Start { hold, at: at(100), upto: Position::ZERO }
     });
     let registration = shard.register(member, Box::default(), starts.into(), Rc::clone(&outbox));
     Client { registry, outbox, registration }
