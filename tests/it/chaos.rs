@@ -27,13 +27,15 @@ fn at(ms: u64) -> Position {
 struct Scene {
     ledger: Ledger,
     trace: Trace,
+    /// The time.
+    ms: u32,
 }
 
 impl Scene {
     /// The client stands at 10 in its own channel and in the broadcast.
     fn new() -> Self {
         let seat = Seat { number: 0, user: 0, groups: Vec::new(), transport: Transport::WebSocket };
-        let mut scene = Self { ledger: Ledger::default(), trace: Trace::new(seat) };
+        let mut scene = Self { ledger: Ledger::default(), trace: Trace::new(seat), ms: 0 };
         scene.hears(&json!({"type": "belfry.welcome", "cursor": "u~10-0,b~10-0", "resumed": null}));
         scene
     }
@@ -46,7 +48,7 @@ impl Scene {
     }
 
     fn hears(&mut self, frame: &Value) {
-        let moment = Moment { ms: 0, replica: 0, after: "a test" };
+        let moment = Moment { ms: self.ms, replica: 0, after: "a test" };
         assert_eq!(self.trace.hear(frame, moment), Told::GoOn);
     }
 
@@ -180,7 +182,7 @@ fn an_announced_gap_is_counted_with_its_cause_and_no_loss() {
     scene.hears(&resync);
     scene.gets(30, 40, marks[2]);
     let verdict = scene.is(FORGETFUL, &[]);
-    let gap = Announced { gaps: 1, events: 1 };
+    let gap = Announced { gaps: 1, events: 1, late: 0 };
     assert_eq!(
         verdict.gaps.into_iter().collect::<Vec<_>>(),
         [("resync (history) after a test".to_owned(), gap)]
@@ -203,6 +205,33 @@ fn a_gap_covers_its_channel_and_its_part_only() {
 }
 
 #[test]
+fn a_gap_may_be_announced_a_little_later_and_not_much() {
+    for (late, expected) in [(59_000, &[][..]), (61_000, &[(Kind::Lost, 1)])] {
+        let mut scene = Scene::new();
+        let marks = [20, 30, 40].map(|id| scene.accepted(id));
+        scene.gets(10, 20, marks[0]);
+        scene.ms = 1_000;
+        scene.gets(20, 40, marks[2]);
+        scene.ms += late;
+        scene.hears(&json!({"type": "belfry.resync", "lost": ["u"], "cursor": "u~50-0,b~10-0"}));
+        let verdict = scene.is(FORGETFUL, expected);
+        let told = u64::from(expected.is_empty());
+        let gap = Announced { gaps: 1, events: told, late: told };
+        assert_eq!(verdict.gaps["resync (no reason) after a test"], gap);
+    }
+}
+
+#[test]
+fn a_gap_that_was_announced_before_is_no_excuse_for_a_loss() {
+    let mut scene = Scene::new();
+    scene.hears(&json!({"type": "belfry.resync", "lost": ["u"], "cursor": "u~25-0,b~10-0"}));
+    scene.ms = 1_000;
+    let marks = [30, 40].map(|id| scene.accepted(id));
+    scene.gets(25, 40, marks[1]);
+    scene.is(FORGETFUL, &[(Kind::Lost, 1)]);
+}
+
+#[test]
 fn a_welcome_that_gives_a_channel_up_announces() {
     let mut scene = Scene::new();
     let marks = [20, 30, 40].map(|id| scene.accepted(id));
@@ -213,7 +242,7 @@ fn a_welcome_that_gives_a_channel_up_announces() {
     }));
     scene.gets(30, 40, marks[2]);
     let verdict = scene.is(FORGETFUL, &[]);
-    assert_eq!(verdict.gaps["welcome after a test"], Announced { gaps: 1, events: 1 });
+    assert_eq!(verdict.gaps["welcome after a test"], Announced { gaps: 1, events: 1, late: 0 });
 }
 
 #[test]

@@ -139,8 +139,16 @@ impl Ledger {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Announced {
     pub gaps: u64,
+    /// Missing, all told.
     pub events: u64,
+    /// Of these, so many were missing already when the client had got later ones.
+    pub late: u64,
 }
+
+/// How late an announcement may be. Where Redis lost an event and has taken in later ones before
+/// the replica that published the lost one was back, clients get the later ones, then the word.
+/// Some of them only get it when they come back themselves.
+const LATEST: u32 = 60_000;
 
 /// The outcome of a run.
 #[derive(Debug, Default)]
@@ -245,7 +253,7 @@ impl Reading<'_> {
     fn course(&mut self, course: &Course, accepted: &[(Position, u32)]) -> u64 {
         let mut got = course.got.clone();
         got.sort_unstable_by_key(|receipt| receipt.at);
-        let mut covered = vec![0; course.gaps.len()];
+        let mut covered = vec![Announced::default(); course.gaps.len()];
         let from = accepted.partition_point(|(at, _)| *at <= course.start);
         let mut expected = accepted[from..].iter().peekable();
         let mut strange: BTreeMap<u32, u64> = BTreeMap::new();
@@ -278,8 +286,10 @@ impl Reading<'_> {
         for (gap, events) in course.gaps.iter().zip(covered) {
             let announced = self.verdict.gaps.entry(gap.cause.clone()).or_default();
             announced.gaps += 1;
-            announced.events += events;
+            announced.events += events.events;
+            announced.late += events.late;
             if !self.policy.forgetful {
+                let events = events.events;
                 let what = format!("{} to {}, {}, {events} events", gap.from, gap.to, gap.cause);
                 self.breach(Kind::Announced, gap.ms, &what);
             }
@@ -291,13 +301,23 @@ impl Reading<'_> {
         self.ledger.publications[mark as usize].except.contains(&self.trace.seat.user)
     }
 
-    fn missing(&mut self, course: &Course, at: Position, mark: u32, covered: &mut [u64]) {
+    fn missing(&mut self, course: &Course, at: Position, mark: u32, covered: &mut [Announced]) {
         if self.excepted(mark) {
             return;
         }
-        let gap = course.gaps.iter().position(|gap| gap.from < at && at <= gap.to);
-        if let Some(gap) = gap {
-            covered[gap] += 1;
+        let inside = course.gaps.iter().position(|gap| gap.from < at && at <= gap.to);
+        if let Some(gap) = inside {
+            covered[gap].events += 1;
+            return;
+        }
+        let passed = course.got.iter().filter(|receipt| receipt.at > at).map(|got| got.ms).min();
+        let late = passed.and_then(|passed| {
+            let in_time = passed..=passed + LATEST;
+            course.gaps.iter().position(|gap| at <= gap.to && in_time.contains(&gap.ms))
+        });
+        if let Some(gap) = late {
+            covered[gap].events += 1;
+            covered[gap].late += 1;
             return;
         }
         let Some(accepted) = &self.ledger.publications[mark as usize].accepted else { return };

@@ -53,7 +53,11 @@ fn write(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
     let covered: u64 = verdict.gaps.values().map(|gap| gap.events).sum();
     writeln!(text, "announced gaps: {announced}, with {covered} events in them")?;
     for (cause, gap) in &verdict.gaps {
-        writeln!(text, "  {:5}, {:6} events: {cause}", gap.gaps, gap.events)?;
+        write!(text, "  {:5}, {:6} events: {cause}", gap.gaps, gap.events)?;
+        if gap.late > 0 {
+            write!(text, " ({} of them told when later ones had come)", gap.late)?;
+        }
+        writeln!(text)?;
     }
     writeln!(text, "faults:")?;
     for (name, count) in &outcome.faults {
