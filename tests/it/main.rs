@@ -47,6 +47,7 @@ mod ops;
 mod presence;
 mod protocol;
 mod redis;
+mod repair;
 mod resume;
 mod security;
 mod sessions;

@@ -26,8 +26,12 @@ use crate::{
 /// Events that are put back in one round trip.
 const AT_ONCE: usize = 512;
 /// How often, and how long in between, an event waits for the one before it, which another replica
-/// may be about to put back.
-const PATIENCE: (usize, Duration) = (10, Duration::from_millis(50));
+/// may be about to put back: as long as the replicas' tries to connect may lie apart.
+const PATIENCE: (usize, Duration) = (30, Duration::from_millis(50));
+
+/// After a loss, nothing new is published for this long: as long as other replicas may need to
+/// connect.
+const SETTLING: Duration = Duration::from_millis(1_000);
 
 /// What is known of the server.
 #[derive(Debug, Default)]
@@ -204,6 +208,8 @@ impl Setup {
         self.tell(turn, channels).await?;
         if back + older + lost > 0 {
             tracing::warn!(there, back, older, lost, told, "Redis had lost acknowledged events");
+            // Others may be about to put theirs back, and a newer event would be in their way.
+            tokio::time::sleep(SETTLING).await;
         } else {
             tracing::info!(there, "another Redis has all acknowledged events");
         }

@@ -16,7 +16,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::free_port;
+use super::{PATIENCE, free_port, until};
 
 /// What becomes of bytes in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ struct Link {
 }
 
 struct State {
-    upstream: SocketAddr,
+    upstream: Mutex<SocketAddr>,
     /// For connections to come: to the server, to the client.
     defaults: Mutex<(Flow, Flow)>,
     links: Mutex<Vec<Link>>,
@@ -52,7 +52,7 @@ impl Proxy {
     pub async fn start(upstream: SocketAddr) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let state = Arc::new(State {
-            upstream,
+            upstream: Mutex::new(upstream),
             defaults: Mutex::new((Flow::Pass, Flow::Pass)),
             links: Mutex::new(Vec::new()),
         });
@@ -72,12 +72,17 @@ impl Proxy {
 
     /// Accepts connections (again).
     pub async fn allow(&mut self) {
-        let listener = TcpListener::bind(self.address).await.expect("a free port");
+        // Whoever tried to connect meanwhile may have the port for a moment.
+        let listener = until("the port is free again", PATIENCE, async || {
+            TcpListener::bind(self.address).await.ok()
+        })
+        .await;
         let state = self.state.clone();
         self.accepting = Some(tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 // An upstream that is away looks like a reset, as through a real proxy.
-                if let Ok(server) = TcpStream::connect(state.upstream).await {
+                let upstream = *state.upstream.lock().expect("no panic while held");
+                if let Ok(server) = TcpStream::connect(upstream).await {
                     state.join(client, server);
                 }
             }
@@ -91,6 +96,11 @@ impl Proxy {
                 pump.abort();
             }
         }
+    }
+
+    /// Connects those to come to another server.
+    pub fn redirect(&self, upstream: SocketAddr) {
+        *self.state.upstream.lock().expect("no panic while held") = upstream;
     }
 
     /// Sets the flow of the connections that stand, and of those to come.
