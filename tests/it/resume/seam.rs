@@ -117,7 +117,7 @@ impl Got {
 
 fn dial(replica: &Replica, run: u32) -> Dial {
     let dial = Dial::to(replica).query(&Jwt::of("alice").groups(&["staff"]).sign());
-    if run % 2 == 0 { dial } else { dial.sse() }
+    if run.is_multiple_of(2) { dial } else { dial.sse() }
 }
 
 /// Reads some frames and goes: at once, in the middle of a replay, or in the middle of the live

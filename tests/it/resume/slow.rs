@@ -200,16 +200,11 @@ async fn s05_a_slow_consumer_that_was_cut_resumes_everything(kind: Kind) {
     sse.reads(true);
     let mut last = String::new();
     let mut got = [0, 0];
-    loop {
-        match sse.next(PATIENCE).await.1 {
-            Seen::Message(message) => {
-                if let Some(id) = member(&message.json(), "id") {
-                    got[usize::from(split(id).0 == "b")] += 1;
-                }
-                last = message.id;
-            }
-            Seen::End(_) => break,
+    while let Seen::Message(message) = sse.next(PATIENCE).await.1 {
+        if let Some(id) = member(&message.json(), "id") {
+            got[usize::from(split(id).0 == "b")] += 1;
         }
+        last = message.id;
     }
     let last = if last.is_empty() { begin.to_string() } else { last };
     let mut tab = Tab::resume(&dial.sse(), &last).await;

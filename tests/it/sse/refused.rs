@@ -402,10 +402,10 @@ async fn a18_cookies_and_tickets_alike() {
     let answer: Value = answer.send().await.expect("an answer").json().await.expect("JSON");
     let ticket = escaped(answer["ticket"].as_str().expect("a ticket"));
     let mut by_ticket = bare(&replica);
-    by_ticket.path += &format!("?ticket={ticket}");
+    by_ticket.path = format!("{}?ticket={ticket}", by_ticket.path);
     assert_eq!(Sse::open(&by_ticket).await.welcome["user"], "bob");
     refusal(&by_ticket, 401, "a ticket that was used").await;
     let mut other = Dial::to(&replica);
-    other.path += &format!("?ticket={ticket}");
+    other.path = format!("{}?ticket={ticket}", other.path);
     other.is_refused("a ticket that was used, on WebSocket").await;
 }
