@@ -99,14 +99,15 @@ impl Replays {
         }
         let claims: Vec<Option<Claim>> =
             channels.iter().map(|channel| claim(channel, since)).collect();
-        let readings = self.readings(&holds, &claims).await?;
+        let (readings, lasts) = self.readings(&holds, &claims).await?;
         let mut opening = Opening {
             starts: Vec::with_capacity(holds.len()),
             resumed: None,
             lost: Vec::new(),
             cursor: Cursor::default(),
         };
-        for ((hold, claim), reading) in holds.into_iter().zip(claims).zip(readings) {
+        let read = readings.into_iter().zip(lasts);
+        for ((hold, claim), (reading, last)) in holds.into_iter().zip(claims).zip(read) {
             let now = match &reading {
                 Some(reading) => {
                     let position = reading.position(hold.channel());
@@ -137,20 +138,22 @@ impl Replays {
                 opening.lost.push(tag.clone());
             }
             opening.cursor.set(tag, at);
-            let upto = reading.and_then(|reading| reading.last).filter(|_| whole);
-            opening.starts.push(Start { hold, at, upto: upto.unwrap_or_default() });
+            let upto = last.filter(|_| whole).unwrap_or_default();
+            opening.starts.push(Start { hold, at, upto });
         }
         opening.resumed = (*since != Since::Now).then_some(opening.lost.is_empty());
         Ok(opening)
     }
 
     /// The readings that are needed: for what a client claims, and for channels of which nothing
-    /// is known on this replica.
+    /// is known on this replica. With each, the channel's last id: a ring has the events, but may be
+    /// a moment behind it.
     async fn readings(
         &self,
         holds: &[Hold],
         claims: &[Option<Claim>],
-    ) -> Result<Vec<Option<Reading>>, BusError> {
+    ) -> Result<(Vec<Option<Reading>>, Vec<Option<Position>>), BusError> {
+        let mut lasts = vec![None; holds.len()];
         let mut readings: Vec<Option<Reading>> = Vec::with_capacity(holds.len());
         let mut asks = Vec::new();
         for (hold, claim) in holds.iter().zip(claims) {
@@ -164,14 +167,13 @@ impl Replays {
                 None => None,
             };
             if after.is_some() || hold.beginning().is_none() {
-                // A ring has the events, but may be a moment behind the last one.
                 let after = after.filter(|_| ring.is_none());
                 asks.push(Ask { channel: channel.clone(), after, most: PAGE });
             }
             readings.push(ring);
         }
         if asks.is_empty() {
-            return Ok(readings);
+            return Ok((readings, lasts));
         }
         let asked: Vec<usize> = holds
             .iter()
@@ -180,13 +182,12 @@ impl Replays {
             .map(|(n, _)| n)
             .collect();
         for (n, reading) in asked.into_iter().zip(self.history.read(asks).await?) {
-            match readings.get_mut(n) {
-                Some(Some(ring)) => ring.now_last(reading.last),
-                Some(slot) => *slot = Some(reading),
-                None => {}
+            if let (Some(slot), Some(last)) = (readings.get_mut(n), lasts.get_mut(n)) {
+                *last = reading.last;
+                slot.get_or_insert(reading);
             }
         }
-        Ok(readings)
+        Ok((readings, lasts))
     }
 
     /// The next page after this place; it ends at `upto` at the earliest, if there is so much.
@@ -301,4 +302,95 @@ fn claim(channel: &Channel, since: &Since) -> Option<Claim> {
 fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bus::{
+            Keep, Post, Posted, Publisher as _, envelope,
+            memory::{Capacity, MemoryBus, MemoryFeed, MemoryPublisher},
+        },
+        event::UserId,
+        testing::KEEPING,
+    };
+
+    const ALL: Channel = Channel::Broadcast;
+
+    /// Nobody reads the feed: what is published is kept, and handed out where a test says so.
+    struct Place {
+        bus: Arc<MemoryPublisher>,
+        tracks: Arc<Tracks>,
+        replays: Replays,
+        _feed: MemoryFeed,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let (bus, feed) = MemoryBus::new(Capacity::default(), KEEPING, Arc::default());
+            let (bus, tracks) = (Arc::new(bus), Tracks::new(KEEPING));
+            let replays = Replays::new(Arc::clone(&bus) as _, Arc::clone(&tracks));
+            Self { bus, tracks, replays, _feed: feed }
+        }
+
+        async fn publish(&self) -> Position {
+            let data = serde_json::value::RawValue::from_string("1".to_owned()).unwrap();
+            let event = envelope::Event { kind: "t", data: &data, sender: None };
+            let event = envelope::encode(&event, &[], false).unwrap();
+            let post = Post { to: ALL, event, keep: Keep::Kept, once: None, online: None };
+            match self.bus.post(vec![post]).await.pop() {
+                Some(Ok(Posted::Done(receipt))) => receipt.at().unwrap(),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        async fn hand_out(&self, after: Position) {
+            let reading = self.replays.read(&ALL, after).await.unwrap();
+            for kept in &reading.kept {
+                self.tracks.advance(&ALL, kept);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_published_and_not_handed_out_yet_is_replayed() {
+        let place = Place::new();
+        let channels = [Channel::User(UserId::new("alice").unwrap()), ALL];
+        let opening = place.replays.open(&channels, &Since::Now).await.unwrap();
+        let begin = opening.starts[1].at;
+        place.publish().await;
+        let second = place.publish().await;
+        place.hand_out(begin).await;
+        // The first one who asks has the ring loaded.
+        let since = Since::After(opening.cursor.clone());
+        assert_eq!(place.replays.open(&channels, &since).await.unwrap().resumed, Some(true));
+        assert!(place.tracks.ring(&ALL, second, 9, 0).is_some());
+        let third = place.publish().await;
+        for at in [begin, second] {
+            let mut cursor = opening.cursor.clone();
+            cursor.set(Tag::Broadcast, at);
+            let again = place.replays.open(&channels, &Since::After(cursor)).await.unwrap();
+            assert_eq!((again.resumed, again.starts[1].upto), (Some(true), third), "{at}");
+            let page = place.replays.page(&ALL, at, third).await.unwrap();
+            assert_eq!(page.kept.last().unwrap().at, third, "{at}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_is_not_named_begins_shortly_before() {
+        let place = Place::new();
+        let alice = Channel::User(UserId::new("alice").unwrap());
+        let channels = [alice.clone(), ALL];
+        let opening = place.replays.open(&channels, &Since::Now).await.unwrap();
+        let at = place.publish().await;
+        let only = Cursor::from_iter([(Tag::User, opening.cursor.get(&Tag::User).unwrap())]);
+        let again = place.replays.open(&channels, &Since::After(only)).await.unwrap();
+        assert_eq!(again.resumed, Some(true));
+        assert!(again.starts[1].at < at);
+        let future = Cursor::from_iter([(Tag::User, Position::new(u64::MAX, 0))]);
+        let again = place.replays.open(&channels, &Since::After(future)).await.unwrap();
+        assert_eq!(again.lost, [Tag::User]);
+        assert!(again.starts.iter().all(|start| start.at <= at));
+    }
 }

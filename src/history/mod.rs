@@ -152,14 +152,6 @@ impl Reading {
         }
     }
 
-    /// There is a newer last id; the events up to it are still to be read.
-    pub fn now_last(&mut self, last: Option<Position>) {
-        if last > self.last {
-            self.last = last;
-            self.more = true;
-        }
-    }
-
     /// A position that a client can begin with: after everything that was published.
     #[must_use]
     pub fn position(&self, channel: &Channel) -> Position {

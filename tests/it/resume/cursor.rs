@@ -67,6 +67,7 @@ async fn what_was_missed_follows_then_what_is_live(kind: Kind) {
         put(replica, &for_user("bob", "bobs")).await;
         put(replica, &for_group("other", "others")).await;
         answer(replica, &with(for_user("alice", "transient"), "transient", true)).await;
+        witness.before("transient").await;
         let mut tab = Tab::resume(&dial, &cursor).await;
         tab.is_whole();
         let replayed = tab.replay().await;
