@@ -30,11 +30,14 @@ fn number(text: &str) -> u64 {
     text.parse().unwrap_or_else(|_| panic!("not a number: {text:?}"))
 }
 
-async fn many(replica: &Replica, user: &str, count: usize, bytes: usize) {
+/// Publishes so many; the last id.
+async fn many(replica: &Replica, user: &str, count: usize, bytes: usize) -> String {
+    let mut last = String::new();
     for n in 0..count {
         let data = json!({"mk": n.to_string(), "pad": "x".repeat(bytes)});
-        put(replica, &json!({"to": {"user": user}, "type": "test", "data": data})).await;
+        last = put(replica, &json!({"to": {"user": user}, "type": "test", "data": data})).await;
     }
+    last
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -82,16 +85,16 @@ async fn l10_every_key_is_bounded_and_ends() {
 async fn l10_a_mebibyte_of_large_events() {
     let redis = RedisServer::start().await;
     let replica = quick(Builder::production(), &redis).spawn().await;
-    many(&replica, "alice", 200, 65_000).await;
+    let last = many(&replica, "alice", 200, 65_000).await;
     let bytes = number(&redis.cli(&["MEMORY", "USAGE", "ws:user:alice", "SAMPLES", "0"]));
     assert!(bytes < 2 * 1024 * 1024, "{bytes} bytes of 13 MB are kept");
     // What is kept is still what was published, from some point on.
     let length = number(&redis.cli(&["XLEN", "ws:user:alice"]));
     assert!((8..=32).contains(&length), "{length} are kept");
-    let tab = Tab::open(&Dial::to(&replica).query(&token("alice"))).await;
-    let cursor = tab.leave();
+    let dial = Dial::to(&replica).query(&token("alice"));
+    let cursor = Tab::open_past(&dial, &last).await.leave();
     many(&replica, "alice", 8, 65_000).await;
-    let mut tab = Tab::resume(&Dial::to(&replica).query(&token("alice")), &cursor).await;
+    let mut tab = Tab::resume(&dial, &cursor).await;
     tab.is_whole();
     let wanted: Vec<String> = (0..8).map(|n| n.to_string()).collect();
     assert_eq!(tab.replayed().await, wanted);
@@ -102,15 +105,16 @@ async fn l10_in_memory_too() {
     let replica = Replica::start().await;
     many(&replica, "warm", 50, 65_000).await;
     let before = replica.process.rss();
+    let mut last = String::new();
     for user in 0..20 {
-        many(&replica, &format!("user-{user}"), 60, 65_000).await;
+        last = many(&replica, &format!("user-{user}"), 60, 65_000).await;
     }
     // 78 MB were published, 20 MiB may be kept.
     let grown = replica.process.rss() - before;
     assert!(grown < 45 * 1024, "grew by {grown} KiB");
-    let dial = Dial::to(&replica).query(&token("user-3"));
-    let cursor = Tab::open(&dial).await.leave();
-    many(&replica, "user-3", 8, 65_000).await;
+    let dial = Dial::to(&replica).query(&token("user-19"));
+    let cursor = Tab::open_past(&dial, &last).await.leave();
+    many(&replica, "user-19", 8, 65_000).await;
     let mut tab = Tab::resume(&dial, &cursor).await;
     tab.is_whole();
     assert_eq!(tab.replay().await.len(), 8);

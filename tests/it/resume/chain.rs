@@ -139,14 +139,14 @@ async fn the_welcome_has_a_position_in_every_channel(kind: Kind) {
 async fn nothing_is_said_of_resuming_where_nothing_was_asked(kind: Kind) {
     let place = kind.start(Builder::production()).await;
     put(&place.replica, &for_user("alice", "old")).await;
-    put(&place.replica, &for_all("old")).await;
+    let mut last = put(&place.replica, &for_all("old")).await;
     let dial = Dial::to(&place.replica).query(&token("alice"));
     for dial in [dial.clone(), dial.sse()] {
-        let mut tab = Tab::open(&dial).await;
+        let mut tab = Tab::open_past(&dial, &last).await;
         assert!(tab.welcome["resumed"].is_null(), "{}", tab.welcome);
         assert!(tab.welcome.get("resumed").is_some(), "{}", tab.welcome);
         assert!(tab.welcome.get("lost").is_none_or(Value::is_null), "{}", tab.welcome);
-        put(&place.replica, &for_user("alice", "new")).await;
+        last = put(&place.replica, &for_user("alice", "new")).await;
         // Nothing old, and no word of a replay that nobody asked for.
         assert_eq!(tab.next().await["data"]["mk"], "new");
     }

@@ -42,10 +42,12 @@ fn of_channel(frames: &[Value], tag: &str) -> Vec<String> {
 async fn what_was_missed_follows_then_what_is_live(kind: Kind) {
     let place = kind.start(Builder::production()).await;
     let replica = &place.replica;
+    let mut witness = Tab::open(&dial(replica)).await;
     for event in [for_user("alice", "old"), for_all("old"), for_group("staff", "old")] {
         put(replica, &event).await;
+        witness.before("old").await;
     }
-    let mut witness = Tab::open(&dial(replica)).await;
+    witness.events.clear();
     for dial in [dial(replica), dial(replica).sse()] {
         let mut tab = Tab::open(&dial).await;
         for event in [for_user("alice", "seen"), for_all("seen")] {
@@ -138,6 +140,7 @@ async fn nothing_missed_is_whole(kind: Kind) {
     let place = kind.start(Builder::production()).await;
     let replica = &place.replica;
     // Twice: a channel that never had an event, and one that has.
+    let mut witness = Tab::open(&dial(replica)).await;
     for run in 0..2 {
         for dial in [dial(replica), dial(replica).sse()] {
             let mut cursor = Tab::open(&dial).await.leave();
@@ -151,6 +154,7 @@ async fn nothing_missed_is_whole(kind: Kind) {
         }
         for event in [for_user("alice", "x"), for_all("x"), for_group("staff", "x")] {
             put(replica, &event).await;
+            witness.before("x").await;
         }
     }
 }

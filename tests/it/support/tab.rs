@@ -17,6 +17,7 @@ use super::{
     client::{Dial, Ws},
     redis::RedisServer,
     sse::Sse,
+    until,
 };
 
 /// Where a channel's history is kept.
@@ -264,6 +265,17 @@ impl Tab {
             }
         }
         Self { line, welcome, cursor, events: Vec::new() }
+    }
+
+    /// Connects where this event is past: what was accepted just before may still be on its way,
+    /// and then comes to those who connect meanwhile.
+    pub async fn open_past(dial: &Dial, id: &str) -> Self {
+        let (tag, position) = split(id);
+        until(&format!("{id} is past"), PATIENCE, async || {
+            let tab = Self::open(dial).await;
+            (tab.cursor.0[tag] >= position).then_some(tab)
+        })
+        .await
     }
 
     /// The same after this cursor; on SSE it goes in the header.
