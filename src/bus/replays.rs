@@ -313,6 +313,7 @@ mod tests {
             memory::{Capacity, MemoryBus, MemoryFeed, MemoryPublisher},
         },
         event::UserId,
+        registry::tracks::Source,
         testing::KEEPING,
     };
 
@@ -348,7 +349,7 @@ mod tests {
         async fn hand_out(&self, after: Position) {
             let reading = self.replays.read(&ALL, after).await.unwrap();
             for kept in &reading.kept {
-                self.tracks.advance(&ALL, kept);
+                self.tracks.advance(&ALL, kept, Source::Live);
             }
         }
     }

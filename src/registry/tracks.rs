@@ -13,6 +13,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::Notify;
@@ -26,6 +27,10 @@ use crate::{
 const PARTS: usize = 32;
 /// Bytes that the rings of all channels may take, about; no ring is begun beyond that.
 const RING_BYTES: usize = 64 * 1024 * 1024;
+/// An event that is further in the future is only believed when the history has it: taken at its
+/// word, it would make repeats of all that come before its time. (The broker's clock may be ahead;
+/// then everything goes this way.)
+const AHEAD: u64 = 30_000;
 
 /// What an event means to its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +43,15 @@ pub enum Step {
     Next,
     /// Something is missing before it; it will come out of the history, in order.
     Broken,
+}
+
+/// Where an event comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The subscription, to which any neighbour may publish.
+    Live,
+    /// What is kept.
+    History,
 }
 
 /// See the module.
@@ -207,7 +221,7 @@ impl Tracks {
     }
 
     /// An event has come, live or out of the history. [`Step::Next`]: it is to be handed out now.
-    pub fn advance(&self, channel: &Channel, kept: &Kept) -> Step {
+    pub fn advance(&self, channel: &Channel, kept: &Kept, from: Source) -> Step {
         let mut part = self.part(channel);
         let Some(track) = part.get_mut(channel) else { return Step::Unwatched };
         match track.state {
@@ -216,7 +230,9 @@ impl Tracks {
                 Step::Broken
             }
             State::Standing(at) | State::Broken { at, .. } if kept.at <= at => Step::Repeat,
-            State::Standing(at) | State::Broken { at, .. } if kept.prev <= at => {
+            State::Standing(at) | State::Broken { at, .. }
+                if kept.prev <= at && (from == Source::History || !is_ahead(kept.at)) =>
+            {
                 track.state = match track.state {
                     State::Broken { seen, .. } if seen > kept.at => {
                         State::Broken { at: kept.at, seen }
@@ -336,6 +352,11 @@ impl Tracks {
         // Every change is whole, so a poisoned lock is as good as new.
         self.parts[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_ahead(at: Position) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u128::from(at.ms) > now.as_millis() + u128::from(AHEAD)
 }
 
 impl Track {

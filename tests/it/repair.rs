@@ -188,6 +188,45 @@ async fn a_replica_that_stood_still_brings_everything() {
     println!("{:?}", far.metrics().await.get("redis_pubsub_gaps_total", &[("reason", "lagged")]));
 }
 
+/// Who may publish raw may say anything, but not silence a channel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_is_made_up_silences_nobody() {
+    let redis = RedisServer::start().await;
+    let replica = quick(Builder::production(), &redis).spawn().await;
+    let mut ws = dial(&replica, "alice").open().await;
+    put(&replica, &for_user("alice", "before")).await;
+    let mut client = redis.client().await;
+    for (channel, tag) in [("ws:user:alice", "u"), ("ws:broadcast", "b")] {
+        for id in ["9999999999999-0", "18446744073709551615-18446744073709551615"] {
+            let forged = format!(
+                r#"{{"belfry":{{"v":1}},"id":"{tag}~{id}","prev":"{tag}~0-0","type":"forged","data":1}}"#
+            );
+            client.publish(channel, forged).await;
+        }
+    }
+    // A stranger's entries in the stream itself are his own fault, and nobody else's.
+    redis.cli(&["XADD", "ws:user:bob", "*", "m", "garbage"]);
+    let mut bob = dial(&replica, "bob").open().await;
+    for n in 0..5 {
+        put(&replica, &for_user("alice", &format!("mine {n}"))).await;
+        put(&replica, &for_user("bob", &format!("his {n}"))).await;
+        put(&replica, &for_all(&format!("all {n}"))).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for n in 0..5 {
+        bob.event(&format!("his {n}")).await;
+    }
+    until("both channels go on", PATIENCE, async || {
+        put(&replica, &for_user("alice", "goes on")).await;
+        put(&replica, &for_all("goes on for all")).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let seen = format!("{:?}", ws.drain());
+        assert!(!seen.contains("forged"), "{seen}");
+        (seen.contains("goes on\\") && seen.contains("goes on for all")).then_some(())
+    })
+    .await;
+}
+
 /// Another server takes over that has not got the last writes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promoted_replica_without_the_last_writes_gets_them_back() {

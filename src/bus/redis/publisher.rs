@@ -93,7 +93,11 @@ impl RedisPublisher {
         let mut answers = self.scripts.publish.run::<Vec<String>>(&turn, &[call]).await;
         match answers.pop() {
             Some(Ok(answer)) if answer.first().is_some_and(|word| word == "new") => {
-                self.recent.tidy();
+                // Not on a connection that is still being set up: what it has to put back would be
+                // forgotten after a long outage.
+                if self.commands.is_up() {
+                    self.recent.tidy();
+                }
                 Ok(())
             }
             Some(Err(BusError::Refused(reason))) if is_about_rights(&reason) => {

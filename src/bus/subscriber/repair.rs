@@ -17,7 +17,7 @@ use crate::{
     history::{Claim, Kept, Proof, Reading},
     registry::{
         Delivery, Registry,
-        tracks::{Hold, Step, Tracks},
+        tracks::{Hold, Source, Step, Tracks},
     },
     telemetry::Metrics,
     throttle::Throttle,
@@ -125,7 +125,7 @@ impl Repair {
         if !self.tracks.keeps() {
             return hand_out(&self.registry, to, kept);
         }
-        let step = self.tracks.advance(to, kept);
+        let step = self.tracks.advance(to, kept, Source::Live);
         if self.off && step == Step::Broken {
             self.tracks.jump(to, kept.at);
             return hand_out(&self.registry, to, kept);
@@ -220,7 +220,7 @@ impl Repair {
             Proof::Lost(follow) => follow,
         };
         for kept in reading.kept.iter().take(follow) {
-            if self.tracks.advance(&due.channel, kept) == Step::Next {
+            if self.tracks.advance(&due.channel, kept, Source::History) == Step::Next {
                 // Without a gap it is only quicker than the subscription.
                 self.filled += u64::from(due.reason.is_some());
                 hand_out(&self.registry, &due.channel, kept);
@@ -244,8 +244,8 @@ impl Repair {
     }
 
     fn lose(&mut self, channel: &Channel, reason: GapReason, reading: &Reading) {
-        let newest = reading.position(channel);
-        let to = self.tracks.seen(channel).map_or(newest, |seen| seen.max(newest));
+        // And not to what was seen and is not kept: whoever published that may have made it up.
+        let to = reading.position(channel);
         self.tracks.jump(channel, to);
         self.registry.lose(channel, to, reason);
         if let Some(more) = self.told.check() {

@@ -7,7 +7,7 @@ use crate::{
     history,
     lifecycle::Vital,
     outbox::{Bounds, Signal},
-    registry::tracks::Tracks,
+    registry::tracks::{Source, Tracks},
     telemetry::{Metrics, Transport},
 };
 
@@ -131,7 +131,7 @@ fn kept(prev: u64, ms: u64) -> history::Kept {
 impl Client {
     /// As the subscriber hands it out.
     fn hand_out(&self, event: &history::Kept) {
-        self.registry.tracks().advance(&Channel::Broadcast, event);
+        self.registry.tracks().advance(&Channel::Broadcast, event, Source::Live);
         self.registry.deliver(Delivery {
             to: Channel::Broadcast,
             except: Arc::clone(&event.except),

@@ -36,35 +36,35 @@ const ALL: Channel = Channel::Broadcast;
 #[test]
 fn events_go_out_along_the_chain_once() {
     let tracks = tracks();
-    assert_eq!(tracks.advance(&ALL, &event(1, 2)), Step::Unwatched);
+    assert_eq!(tracks.advance(&ALL, &event(1, 2), Source::Live), Step::Unwatched);
     let hold = tracks.hold(&ALL);
     hold.start(at(5));
-    assert_eq!(tracks.advance(&ALL, &event(4, 5)), Step::Repeat);
-    assert_eq!(tracks.advance(&ALL, &event(5, 7)), Step::Next);
-    assert_eq!(tracks.advance(&ALL, &event(5, 7)), Step::Repeat);
-    assert_eq!(tracks.advance(&ALL, &event(8, 9)), Step::Broken);
-    assert_eq!(tracks.advance(&ALL, &event(9, 10)), Step::Broken);
+    assert_eq!(tracks.advance(&ALL, &event(4, 5), Source::Live), Step::Repeat);
+    assert_eq!(tracks.advance(&ALL, &event(5, 7), Source::Live), Step::Next);
+    assert_eq!(tracks.advance(&ALL, &event(5, 7), Source::Live), Step::Repeat);
+    assert_eq!(tracks.advance(&ALL, &event(8, 9), Source::Live), Step::Broken);
+    assert_eq!(tracks.advance(&ALL, &event(9, 10), Source::Live), Step::Broken);
     assert_eq!(tracks.take_broken(), [ALL]);
     assert_eq!((tracks.position(&ALL), tracks.seen(&ALL)), (Some(at(7)), Some(at(10))));
     for (prev, ms) in [(7, 8), (8, 9), (9, 10)] {
-        assert_eq!(tracks.advance(&ALL, &event(prev, ms)), Step::Next);
+        assert_eq!(tracks.advance(&ALL, &event(prev, ms), Source::Live), Step::Next);
     }
     assert_eq!((tracks.position(&ALL), tracks.seen(&ALL)), (Some(at(10)), None));
-    assert_eq!(tracks.advance(&ALL, &event(10, 11)), Step::Next);
+    assert_eq!(tracks.advance(&ALL, &event(10, 11), Source::Live), Step::Next);
 }
 
 #[test]
 fn what_comes_before_the_start_is_not_lost() {
     let tracks = tracks();
     let hold = tracks.hold(&ALL);
-    assert_eq!(tracks.advance(&ALL, &event(5, 7)), Step::Broken);
+    assert_eq!(tracks.advance(&ALL, &event(5, 7), Source::Live), Step::Broken);
     assert_eq!(hold.position(), None);
     hold.start(at(5));
     assert_eq!(tracks.take_broken(), [ALL]);
-    assert_eq!(tracks.advance(&ALL, &event(5, 7)), Step::Next);
+    assert_eq!(tracks.advance(&ALL, &event(5, 7), Source::Live), Step::Next);
     assert_eq!(tracks.seen(&ALL), None);
     let other = tracks.hold(&ALL);
-    assert_eq!(tracks.advance(&ALL, &event(7, 8)), Step::Next);
+    assert_eq!(tracks.advance(&ALL, &event(7, 8), Source::Live), Step::Next);
     other.start(at(5));
     assert_eq!(other.position(), Some(at(8)), "it stands already");
 }
@@ -90,7 +90,7 @@ fn a_ring_has_what_it_can_prove() {
     tracks.set_ring(&ALL, vec![event(1, 5)], Some(at(5)), at(7), Before::default());
     assert!(tracks.ring(&ALL, at(5), 9, 0).is_none(), "7 is missing in it");
     tracks.set_ring(&ALL, vec![event(1, 5), event(5, 7)], Some(at(7)), at(7), Before::default());
-    assert_eq!(tracks.advance(&ALL, &event(7, 9)), Step::Next);
+    assert_eq!(tracks.advance(&ALL, &event(7, 9), Source::Live), Step::Next);
     let read = |after| {
         let Held { kept, more, last, .. } = tracks.ring(&ALL, at(after), 2, 0)?;
         Some((kept.iter().map(|kept| kept.at.ms).collect::<Vec<_>>(), more, last?.ms))
@@ -100,7 +100,7 @@ fn a_ring_has_what_it_can_prove() {
     assert_eq!(read(9), Some((vec![], false, 9)));
     assert_eq!(read(0), None);
     assert_eq!(read(10), None);
-    assert_eq!(tracks.advance(&ALL, &event(9, 11)), Step::Next);
+    assert_eq!(tracks.advance(&ALL, &event(9, 11), Source::Live), Step::Next);
     assert_eq!(read(1), None, "the oldest has gone");
     tracks.jump(&ALL, at(20));
     assert_eq!(read(11), None);
@@ -115,7 +115,7 @@ fn a_silent_channel_has_a_ring_too() {
     tracks.set_ring(&ALL, Vec::new(), None, at(3), Before { epoch: 1, silent_since: 2 });
     let held = tracks.ring(&ALL, at(3), 9, 0).unwrap();
     assert_eq!((held.kept.len(), held.last, held.before.silent_since), (0, None, 2));
-    assert_eq!(tracks.advance(&ALL, &event(0, 5)), Step::Next);
+    assert_eq!(tracks.advance(&ALL, &event(0, 5), Source::Live), Step::Next);
     assert_eq!(tracks.ring(&ALL, at(3), 9, 0).unwrap().kept.len(), 1);
 }
 
@@ -154,4 +154,16 @@ fn a_ring_of_a_channel_whose_events_are_gone_knows_the_last_id() {
     let held = tracks.ring(&ALL, at(7), 9, 0).unwrap();
     assert_eq!((held.kept.len(), held.last), (0, Some(at(7))));
     assert!(tracks.ring(&ALL, at(5), 9, 0).is_none());
+}
+
+#[test]
+fn what_comes_from_the_future_is_looked_up() {
+    let tracks = tracks();
+    let hold = tracks.hold(&ALL);
+    hold.start(at(5));
+    let far = event(5, 4_000_000_000_000);
+    assert_eq!(tracks.advance(&ALL, &far, Source::Live), Step::Broken);
+    assert_eq!(tracks.take_broken(), [ALL]);
+    assert_eq!(tracks.advance(&ALL, &event(5, 7), Source::History), Step::Next);
+    assert_eq!(tracks.advance(&ALL, &far, Source::History), Step::Next, "the clock was ahead");
 }

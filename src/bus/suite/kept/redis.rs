@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     bus::{
-        Incoming,
+        Incoming, Message,
         suite::{SOON, eventually, probe},
     },
     history::Bounds,
@@ -391,6 +391,37 @@ async fn what_redis_lost_is_put_back_under_its_own_id() {
     assert_eq!(places(&bus.read(alice(), Some(Position::ZERO), 9).await), places(&before));
     let next = bus.keep(alice(), "5").await;
     assert!(next > third && second < third);
+}
+
+/// Longer than events are remembered while all is well; and the subscriber's probes go over the new
+/// connection while it is still being set up.
+#[tokio::test]
+async fn what_redis_lost_is_put_back_after_a_long_outage() {
+    let mut bus = with(BOUNDS).await;
+    bus.keep(alice(), "0").await;
+    bus.says(&["SAVE"]).await;
+    let posts: Vec<Post> = (0..3_000).map(|n| post(user(&format!("user-{n}")), "1")).collect();
+    assert!(bus.publisher.post(posts).await.iter().all(Result::is_ok));
+    bus.server().kill();
+    let publisher = Arc::clone(&bus.publisher);
+    eventually("its loss is noticed", SOON, || async { !publisher.is_up() }).await;
+    tokio::time::sleep(Duration::from_millis(5_200)).await;
+    let probing = tokio::spawn(async move {
+        let payload = envelope::encode_probe("r:1").unwrap();
+        loop {
+            let message = Message { to: Destination::Control, payload: payload.clone() };
+            // It fails until there is a server.
+            drop(publisher.probe(message).await);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    bus.server().start().await;
+    bus.up().await;
+    probing.abort();
+    for n in [0, 1_500, 2_999] {
+        let reading = bus.read(user(&format!("user-{n}")), Some(Position::ZERO), 9).await;
+        assert_eq!(reading.kept.len(), 1, "{n}");
+    }
 }
 
 /// Another replica has published in the meantime, without knowing of the lost event.
