@@ -54,7 +54,7 @@ async fn accept(
 pub(super) fn once(key: &str, caller: &str, event: &request::Publish, body: &Bytes) -> Once {
     Once {
         key: Digest::new().add(caller).add(key).target(event).text(),
-        fingerprint: Digest::new().add(body).text(),
+        fingerprint: Digest::of(body).text(),
         each: event.target == Target::Users,
     }
 }

@@ -152,6 +152,11 @@ impl Digest {
         Self(Sha256::new())
     }
 
+    /// Of one part alone, as replicas of every version write the fingerprint of a body.
+    pub(super) fn of(part: impl AsRef<[u8]>) -> Self {
+        Self(Sha256::new().chain_update(part))
+    }
+
     pub(super) fn add(mut self, part: impl AsRef<[u8]>) -> Self {
         let part = part.as_ref();
         self.0.update((part.len() as u64).to_be_bytes());
