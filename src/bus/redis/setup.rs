@@ -31,7 +31,7 @@ const PATIENCE: (usize, Duration) = (30, Duration::from_millis(50));
 
 /// After a loss, nothing new is published for this long: as long as other replicas may need to
 /// connect.
-const SETTLING: Duration = Duration::from_millis(1_000);
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// What is known of the server.
 #[derive(Debug, Default)]
