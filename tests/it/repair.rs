@@ -287,3 +287,30 @@ async fn a_promoted_replica_without_the_last_writes_gets_them_back() {
     replayed.retain(|mk| !mk.contains("all"));
     assert_eq!(replayed, wanted);
 }
+
+/// Messages so large that Redis cuts the subscription for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r09_messages_near_the_output_limit() {
+    let redis = RedisServer::with(&["--client-output-buffer-limit", "pubsub 8mb 4mb 5"]).await;
+    let (one, two) = tokio::join!(
+        quick(Builder::production(), &redis).spawn(),
+        quick(Builder::production(), &redis).spawn()
+    );
+    let mut ws = dial(&one, "alice").open().await;
+    let mut client = redis.client().await;
+    let large = json!({"type": "raw", "data": "x".repeat(5 * 1024 * 1024)}).to_string();
+    for n in 0..8 {
+        client.publish("ws:user:alice", &large).await;
+        put(&two, &for_user("alice", &n.to_string())).await;
+    }
+    // The large ones are over the limit and dropped; what is kept arrives in any case.
+    for n in 0..8 {
+        ws.event(&n.to_string()).await;
+    }
+    ws.is_alive().await;
+    let too_big = &[("reason", "bus_too_big")];
+    one.metric("messages_dropped_total", too_big, PATIENCE, |count| count >= 1.0).await;
+    one.post(json!({"to": {"user": "alice"}, "type": "t", "data": "x".repeat(70_000)}).to_string())
+        .await
+        .is_problem(413);
+}
