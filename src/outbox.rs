@@ -29,8 +29,9 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    fn has_room(&self, state: &State) -> bool {
-        state.queue.len() <= self.frames / 2 && state.bytes <= self.bytes / 2
+    fn has_room(&self, state: &State, bytes: usize) -> bool {
+        state.queue.is_empty()
+            || state.queue.len() <= self.frames / 2 && state.bytes + bytes <= self.bytes / 2
     }
 }
 
@@ -81,8 +82,9 @@ struct State {
     phase: Phase,
     socket: Option<Waker>,
     actor: Option<Waker>,
-    /// Whoever waits for room.
+    /// Whoever waits for room, and for how much.
     replay: Option<Waker>,
+    wanted: usize,
 }
 
 /// See the module.
@@ -111,6 +113,7 @@ impl Outbox {
                 socket: None,
                 actor: None,
                 replay: None,
+                wanted: 0,
             }),
             bounds,
             metrics,
@@ -150,14 +153,16 @@ impl Outbox {
         Push::Queued
     }
 
-    /// Waits until half of the queue is free, so that a replay goes at the socket's pace and what
-    /// comes live still fits. Also returns when the connection is ending.
-    pub async fn room(&self) {
+    /// Waits until a frame of this many bytes fits into half of the queue, or is alone in it, so
+    /// that a replay goes at the socket's pace and what comes live still fits. Also returns when the
+    /// connection is ending.
+    pub async fn room(&self, bytes: usize) {
         poll_fn(|cx| {
             let mut state = self.state.borrow_mut();
-            if state.phase != Phase::Open || self.bounds.has_room(&state) {
+            if state.phase != Phase::Open || self.bounds.has_room(&state, bytes) {
                 return Poll::Ready(());
             }
+            state.wanted = bytes;
             remember(&mut state.replay, cx);
             Poll::Pending
         })
@@ -210,7 +215,7 @@ impl Outbox {
         if let Some(frame) = state.queue.pop_front() {
             state.bytes -= frame.len();
             self.metrics.written(frame.len(), frame.received());
-            if self.bounds.has_room(&state) {
+            if self.bounds.has_room(&state, state.wanted) {
                 wake(&mut state.replay);
             }
             if state.queue.is_empty() && state.queue.capacity() > 64 {

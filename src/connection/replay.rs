@@ -42,8 +42,9 @@ impl Replay {
             self.catch_up(&channel).await;
         }
         if self.asked {
-            let (Push::Queued | Push::Overflow(_) | Push::Closed) =
-                self.outbox.deliver(&Notice::Live {}.frame());
+            let live = Notice::Live {}.frame();
+            self.outbox.room(live.len()).await;
+            let (Push::Queued | Push::Overflow(_) | Push::Closed) = self.outbox.deliver(&live);
         }
     }
 
@@ -57,7 +58,7 @@ impl Replay {
                 Proof::Lost(follow) => (follow, false),
             };
             for kept in reading.kept.iter().take(follow) {
-                self.outbox.room().await;
+                self.outbox.room(kept.frame.len()).await;
                 if kept.loss {
                     return self.registration.lose(channel, GapReason::BrokerLost);
                 }

@@ -103,3 +103,46 @@ proptest! {
         }
     }
 }
+
+fn has_room(outbox: &Outbox, bytes: usize) -> bool {
+    let mut room = std::pin::pin!(outbox.room(bytes));
+    std::future::Future::poll(room.as_mut(), &mut Context::from_waker(&noop_waker())).is_ready()
+}
+
+#[test]
+fn a_replay_leaves_half_of_the_queue_to_what_is_live() {
+    let (outbox, _) = outbox(10, 1_000);
+    assert!(has_room(&outbox, 5_000), "it is alone");
+    outbox.deliver(&event(300));
+    assert!(has_room(&outbox, 150));
+    assert!(!has_room(&outbox, 300));
+    assert!(!has_room(&outbox, 5_000));
+    assert!(next(&outbox).is_ready());
+    assert!(has_room(&outbox, 5_000));
+    for _ in 0..6 {
+        outbox.deliver(&event(1));
+    }
+    assert!(!has_room(&outbox, 1), "half of the frames");
+    outbox.finish([], false);
+    assert!(has_room(&outbox, 1), "it is ending");
+}
+
+#[tokio::test]
+async fn whoever_waits_for_room_is_woken() {
+    let (outbox, _) = outbox(10, 1_000);
+    outbox.deliver(&event(300));
+    outbox.deliver(&event(300));
+    let room = async {
+        outbox.room(2_000).await;
+        assert!(outbox.deliver(&event(2_000)) == Push::Queued);
+    };
+    let socket = async {
+        let mut taken = 0;
+        while taken < 3 {
+            tokio::task::yield_now().await;
+            taken += usize::from(next(&outbox).is_ready());
+        }
+    };
+    let both = async { tokio::join!(room, socket) };
+    tokio::time::timeout(std::time::Duration::from_secs(5), both).await.expect("woken");
+}

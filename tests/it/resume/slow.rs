@@ -18,6 +18,7 @@ use crate::support::{
 on_both!(
     a_replay_larger_than_the_queue_at_full_speed,
     a_replay_larger_than_the_queue_for_a_slow_reader,
+    events_larger_than_the_queue,
     a_replay_that_stalls_half_way,
     s05_a_slow_consumer_that_was_cut_resumes_everything,
 );
@@ -73,6 +74,25 @@ async fn a_replay_larger_than_the_queue_at_full_speed(kind: Kind) {
     }
     let cut = place.replica.metrics().await.get("closes_total", &[("cause", "slow_consumer")]);
     assert!(cut.abs() < f64::EPSILON, "{cut} were cut");
+}
+
+/// None of them fits beside another, nor into the half that a replay may take.
+async fn events_larger_than_the_queue(kind: Kind) {
+    for sse in [false, true] {
+        let place = kind.start(tight()).await;
+        let replica = &place.replica;
+        let proxy = Proxy::start(replica.public).await;
+        let cursor = Tab::open(&Dial::to(replica).query(&token("alice"))).await.leave();
+        for n in 0..30 {
+            put(replica, &numbered(&json!({"user": "alice"}), n, 20_000)).await;
+        }
+        proxy.flow(Flow::Pass, Flow::Slow(400_000));
+        let dial = Dial::at(proxy.address).query(&token("alice"));
+        let mut tab = Tab::resume(&if sse { dial.sse() } else { dial }, &cursor).await;
+        tab.is_whole();
+        let [own, _] = read(&mut tab, 30, 0).await;
+        assert_eq!(own, numbers(30));
+    }
 }
 
 async fn a_replay_larger_than_the_queue_for_a_slow_reader(kind: Kind) {
