@@ -178,6 +178,8 @@ async fn the_oldest_of_a_user_goes_whatever_its_road() {
     let end = first.end(PATIENCE).await;
     is_end(&end, 4409, "replaced");
     is_final(&end);
+    // A page without code of ours would come back and replace the next one.
+    assert!(first.retry().is_some_and(|wait| wait >= 3_600_000), "{:?}", first.retry());
     let fourth = ws().open().await;
     let end = second.end(PATIENCE).await;
     assert_eq!((end.code, end.reason.as_str()), (4409, "replaced"), "{end:?}");
