@@ -1,6 +1,6 @@
 //! One connection: the actor that owns it from the handshake to the end of its socket.
 //!
-//! The actor reads what the client sends, keeps the [`Session`]'s deadlines and closes. It writes
+//! The actor reads what the client sends, keeps the [`Session`](session::Session)'s deadlines and closes. It writes
 //! nothing itself and never waits for the socket: all that is sent goes through the outbox.
 
 use std::{future::Future, rc::Rc, sync::Arc, time::Duration};
