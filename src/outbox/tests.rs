@@ -106,7 +106,7 @@ proptest! {
 
 fn has_room(outbox: &Outbox, bytes: usize) -> bool {
     let mut room = std::pin::pin!(outbox.room(bytes));
-    std::future::Future::poll(room.as_mut(), &mut Context::from_waker(&noop_waker())).is_ready()
+    Future::poll(room.as_mut(), &mut Context::from_waker(&noop_waker())).is_ready()
 }
 
 #[test]
