@@ -33,6 +33,7 @@ mod credentials;
 mod delivery;
 mod disconnect;
 mod drain;
+mod gaps;
 mod gate;
 mod http_api;
 mod idempotency;
