@@ -44,6 +44,7 @@ mod kept;
 mod limits_user;
 mod liveness;
 mod logs;
+mod loss;
 mod ops;
 mod presence;
 mod protocol;
