@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """How long a replica needs to give many users what they missed.
 
-Every user of one replica is connected; its subscription is killed, and each user is published an event by
-another replica before it is back. The time is from the proof that the subscription delivers again to the
-last event handed out, by the replica's own log.
+Every user of one replica is connected; it loses the right to subscribe, and with it its subscription. Each
+user is published an event by another replica, and then the right is given back. The time is from the proof
+that the subscription delivers again to the last event handed out, by the replica's own log.
 
-Needs `wsload` and `redis-server`, and as many open files as users, and twice that.
+Needs `wsload` and `redis-server`, and more open files than users (`ulimit -n`, 20,000 at least).
 
     cargo build --release
     benches/repair.py --wsload PATH [--users 17000] [--repeat 5]
@@ -36,7 +36,7 @@ class Replica:
             "BELFRY__PUBLIC__BIND": f"127.0.0.1:{self.public}",
             "BELFRY__INTERNAL__BIND": f"127.0.0.1:{self.internal}",
             "BELFRY__PUBLIC__WORKERS": "1", "BELFRY__AUTH__JWT__SECRET": SECRET,
-            "BELFRY__REDIS__URL": f"redis://127.0.0.1:{redis}",
+            "BELFRY__REDIS__URL": f"redis://{name}:none@127.0.0.1:{redis}",
             "BELFRY__API__KEYS": f"bench:{hashlib.sha256(KEY.encode()).hexdigest()}",
             "BELFRY__LIMITS__HANDSHAKES_PER_SECOND": "0",
         }
@@ -70,6 +70,10 @@ def wait(what, check, limit=60):
         time.sleep(0.1)
 
 
+def count_reads(redis):
+    return int(cli(redis, "INFO", "stats").split("total_reads_processed:")[1].split()[0])
+
+
 def main():
     options = argparse.ArgumentParser()
     options.add_argument("--wsload", required=True)
@@ -80,6 +84,8 @@ def main():
     redis = free_port()
     store = pinned(1, ["redis-server", "--port", str(redis), "--save", "", "--dir", folder.name])
     time.sleep(0.5)
+    for name in ("far", "near"):
+        cli(redis, "ACL", "SETUSER", name, "on", "nopass", "~*", "+@all", "allchannels")
     far, near = Replica(redis, folder.name, "far"), Replica(redis, folder.name, "near")
     load = None
     try:
@@ -99,24 +105,24 @@ def main():
         times = []
         for _ in range(options.repeat):
             before = len(list(far.lines()))
-            reads = int(cli(redis, "INFO", "stats").split("total_reads_processed:")[1].split()[0])
-            cli(redis, "CLIENT", "KILL", "TYPE", "pubsub")
+            cli(redis, "ACL", "SETUSER", "far", "resetchannels")
             for body in bodies:
                 link.request("POST", "/v1/events/batch", body, {
                     "authorization": f"Bearer {KEY}", "content-type": "application/json"})
                 link.getresponse().read()
+            reads = count_reads(redis)
+            cli(redis, "ACL", "SETUSER", "far", "allchannels")
 
             def found(text):
                 lines = list(far.lines())[before:]
                 return [line for line in lines if text in line[1].get("message", "")]
             wait("repaired", lambda: found("what was missed"))
-            time.sleep(1)
+            after = count_reads(redis)
             done = found("what was missed")[-1]
             begun = found("reaches this replica")[-1][0]
-            after = int(cli(redis, "INFO", "stats").split("total_reads_processed:")[1].split()[0])
             times.append(done[0] - begun)
             print(f"{done[1]['events']} of {options.users} events filled in {times[-1] * 1e3:.0f} ms; "
-                  f"{after - reads} reads by Redis, the publishes included", flush=True)
+                  f"{after - reads} reads by Redis, what else it does included", flush=True)
         print(f"median {statistics.median(times) * 1e3:.0f} ms for {options.users} users")
     finally:
         for process in filter(None, (load, far.process, near.process, store)):

@@ -29,6 +29,8 @@ pub enum Flow {
 }
 
 struct Link {
+    /// The port by which the server knows it.
+    port: u16,
     to_server: watch::Sender<Flow>,
     to_client: watch::Sender<Flow>,
     pumps: [AbortHandle; 2],
@@ -109,6 +111,19 @@ impl Proxy {
         self.flow_of_standing(to_server, to_client);
     }
 
+    /// Sets the flow of those connections only that the server knows by one of these ports; how many
+    /// there are.
+    pub fn flow_of(&self, ports: &[u16], to_server: Flow, to_client: Flow) -> usize {
+        let links = self.state.links.lock().expect("no panic while held");
+        let mut count = 0;
+        for link in links.iter().filter(|link| ports.contains(&link.port)) {
+            link.to_server.send_replace(to_server);
+            link.to_client.send_replace(to_client);
+            count += 1;
+        }
+        count
+    }
+
     /// Sets the flow of the connections that stand only.
     pub fn flow_of_standing(&self, to_server: Flow, to_client: Flow) {
         for link in self.state.links.lock().expect("no panic while held").iter() {
@@ -136,13 +151,14 @@ impl State {
         let (to_server_flow, to_client_flow) = *self.defaults.lock().expect("no panic while held");
         let (to_server, server_flow) = watch::channel(to_server_flow);
         let (to_client, client_flow) = watch::channel(to_client_flow);
+        let port = server.local_addr().map_or(0, |address| address.port());
         let (from_client, into_client) = client.into_split();
         let (from_server, into_server) = server.into_split();
         let pumps = [
             tokio::spawn(pump(from_client, into_server, server_flow)).abort_handle(),
             tokio::spawn(pump(from_server, into_client, client_flow)).abort_handle(),
         ];
-        self.links.lock().expect("no panic while held").push(Link { to_server, to_client, pumps });
+        self.links.lock().expect("no panic while held").push(Link { port, to_server, to_client, pumps });
     }
 }
 
