@@ -58,3 +58,4 @@ mod sse;
 mod sse_smoke;
 mod tickets;
 mod tls;
+mod unwilling;
