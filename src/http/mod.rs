@@ -24,6 +24,7 @@ mod stats;
 mod tickets;
 mod upgrade;
 mod users;
+mod waves;
 
 use actix_web::{
     HttpResponse, Route,

@@ -9,6 +9,7 @@ use super::{
     internal::{Call, State},
     problem::{Kind, Member, Problem},
     request::Publish,
+    waves::Waves,
 };
 use crate::{
     bus::{BusError, Keep, Once, Post, Posted, Receipt, envelope},
@@ -58,21 +59,23 @@ pub(super) fn audit(call: &Call<'_>, event: &Publish) {
     }
 }
 
-/// Publishes all of them with one call of the bus. The answers stand in the order of the events.
+/// Publishes all of them, in order. The answers stand in the order of the events.
 pub(super) async fn send(state: &State, wanted: Vec<Wanted>) -> Vec<Result<Answer, Problem>> {
     let begun = Instant::now();
-    let mut posts = Vec::new();
+    let mut waves = Waves::new(&*state.publisher);
     // So many posts belong to each event, unless it could not be written.
     let mut shares = Vec::with_capacity(wanted.len());
     for Wanted { event, once } in &wanted {
-        let own = prepare(state, event, once.as_ref());
-        shares.push(own.map(|own| {
-            let share = own.len();
-            posts.extend(own);
-            share
-        }));
+        shares.push(match prepare(state, event, once.as_ref()) {
+            Ok(own) => {
+                let share = own.len();
+                waves.add(own).await;
+                Ok(share)
+            }
+            Err(problem) => Err(problem),
+        });
     }
-    let mut receipts = state.publisher.post(posts).await.into_iter().map(receipt);
+    let mut receipts = waves.finish().await.into_iter().map(receipt);
     let took = begun.elapsed();
     let answers = wanted.iter().zip(shares).map(|(Wanted { event, .. }, share)| {
         // All of an event's own are taken, also after one that failed.

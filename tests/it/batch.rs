@@ -1,12 +1,16 @@
 //! Many events with one request: each for itself, and in order.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+use tokio::time::{Duration, Instant};
 
 use crate::support::{
     PATIENCE,
     app::{API_KEY, Answer, Builder, Replica, api_key, both},
     client::Dial,
     jwt::{Jwt, token},
+    percentile,
     redis::RedisServer,
     until,
 };
@@ -273,7 +277,7 @@ async fn nothing_done_is_503_and_a_repetition_does_it() {
     let lost = send().await;
     lost.is_problem(503);
     assert!(lost.header("retry-after").is_some(), "{lost:?}");
-    assert!(lost.took < std::time::Duration::from_millis(2_500), "{lost:?}");
+    assert!(lost.took < Duration::from_millis(2_500), "{lost:?}");
     redis.thaw();
     replica.becomes("/readyz", 200, PATIENCE).await;
     let done = until("it is done", PATIENCE, async || {
@@ -304,6 +308,36 @@ async fn what_cannot_be_written_is_503_for_itself() {
     batch(&replica, &events[1..2]).await.is_problem(503);
     replica.to_user("alice", "last").await;
     assert_eq!(ws.markers_before("last").await, ["one", "two", "three"]);
+}
+
+/// Lists in a batch multiply: what is a small body may be more than Redis does in the time that one
+/// call has, and more than `redis.inflight`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i09_many_long_lists_are_all_done_and_starve_no_one() {
+    let redis = RedisServer::start().await;
+    let replica = Arc::new(Builder::production().redis(&redis).spawn().await);
+    let mut ws = Dial::to(&replica).query(&token("alice")).open().await;
+    let users: Vec<_> = (0..1_000).map(|n| format!("u{n}")).collect();
+    let events = vec![event(json!({"users": users}), "m"); 30];
+    let large = {
+        let replica = Arc::clone(&replica);
+        tokio::spawn(async move { batch(&replica, &events).await })
+    };
+    let mut latencies = Vec::new();
+    while !large.is_finished() {
+        let start = Instant::now();
+        replica.to_user("alice", "mine").await;
+        ws.event("mine").await;
+        latencies.push(start.elapsed());
+    }
+    let answer = large.await.expect("no panic");
+    assert_eq!(statuses(&answer), [202; 30]);
+    for user in ["u0", "u999"] {
+        assert_eq!(redis.cli(&["XLEN", &format!("ws:user:{user}")]), "30");
+    }
+    let p99 = percentile(&mut latencies, 0.99);
+    assert!(p99 < Duration::from_secs(1), "p99 {p99:?} of {}", latencies.len());
+    assert_eq!(replica.get("/readyz").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,6 +17,9 @@ pub(in crate::bus) const LEASE: Duration = Duration::from_secs(5);
 const RENEW: Duration = Duration::from_secs(1);
 /// It stops by itself this long before the others may begin, for clocks and pauses.
 const MARGIN: Duration = Duration::from_secs(1);
+/// A read that failed may still be carried out this long, and take entries: what is unfinished is only
+/// looked at after it, so that it comes before what follows.
+const LATE: Duration = Duration::from_secs(1);
 /// Channels that are published to at once, and those of the last entry.
 const WAVE: usize = 256;
 /// Waits after a failure: the first, and the longest.
@@ -111,6 +114,7 @@ impl<P: Fn(&Entry) -> Result<Job, String>> Reader<P> {
                 Ok(entries) => self.publish(entries).await,
                 Err(error) => {
                     self.complain(&error);
+                    sleep(LATE).await;
                     Outcome::Again
                 }
             };
