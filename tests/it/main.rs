@@ -56,5 +56,7 @@ mod sessions;
 mod slow;
 mod sse;
 mod sse_smoke;
+mod stalled;
 mod tickets;
 mod tls;
+mod unwilling;
