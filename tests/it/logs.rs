@@ -11,6 +11,7 @@ use crate::support::{
     http::exchange,
     jwt::{Jwt, SECRET, token},
     redis::RedisServer,
+    until,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
