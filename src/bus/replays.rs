@@ -127,10 +127,8 @@ impl Replays {
             };
             let tag = Tag::of(hold.channel());
             let at = match (claim, &reading) {
-                // A moment is no place: with nothing after it, the last event is where it stands.
-                (Some(Claim::Moment(_)), Some(reading)) if whole && reading.kept.is_empty() => {
-                    reading.position(hold.channel())
-                }
+                // A moment is no place, and nothing could be proven from it later.
+                (Some(Claim::Moment(_)), Some(reading)) if whole => reading.begin(hold.channel()),
                 (Some(claim), _) if whole => claim.at(),
                 _ => now,
             };
@@ -389,6 +387,10 @@ mod tests {
         let again = place.replays.open(&channels, &Since::After(only)).await.unwrap();
         assert_eq!(again.resumed, Some(true));
         assert!(again.starts[1].at < at);
+        // What it was given to begin with is as good as any other cursor.
+        let since = Since::After(again.cursor);
+        let again = place.replays.open(&channels, &since).await.unwrap();
+        assert_eq!(again.resumed, Some(true), "{since:?}");
         let future = Cursor::from_iter([(Tag::User, Position::new(u64::MAX, 0))]);
         let again = place.replays.open(&channels, &Since::After(future)).await.unwrap();
         assert_eq!(again.lost, [Tag::User]);

@@ -152,13 +152,30 @@ impl Reading {
         }
     }
 
+    /// The place before the first event that was read, or after everything where there is none.
+    #[must_use]
+    pub fn begin(&self, channel: &Channel) -> Position {
+        match self.kept.first() {
+            Some(first) if first.prev == Position::ZERO => self.quiet(channel),
+            Some(first) => first.prev,
+            None => self.position(channel),
+        }
+    }
+
     /// A position that a client can begin with: after everything that was published.
     #[must_use]
     pub fn position(&self, channel: &Channel) -> Position {
-        self.last.unwrap_or_else(|| {
-            let ms = self.epoch.max(self.now.saturating_sub(QUIET_BACK));
-            Position::new(ms, quiet_mark(channel))
-        })
+        self.last.unwrap_or_else(|| self.quiet(channel))
+    }
+
+    /// The position of a channel without a last id.
+    fn quiet(&self, channel: &Channel) -> Position {
+        let mut ms = self.epoch.max(self.now.saturating_sub(QUIET_BACK));
+        if self.silent_since > self.epoch && self.silent_since < self.now {
+            // What proves silence moves on with the clock, and must not pass it by at once.
+            ms = ms.max(self.silent_since + (self.now - self.silent_since) / 2);
+        }
+        Position::new(ms, quiet_mark(channel))
     }
 }
 

@@ -164,3 +164,26 @@ fn a_stream_stays_within_its_bounds() {
     }
     assert_eq!(stream.read(Position::ZERO, 9).0.len(), 2, "4 bytes each");
 }
+
+/// Last ids are remembered for a short time only.
+#[test]
+fn a_quiet_position_lasts() {
+    for meta_ttl in [2_000, 100_000] {
+        let quiet =
+            |now| Reading { epoch: 100, silent_since: now - meta_ttl, now, ..reading(&[], None) };
+        let given = quiet(NOW).position(&alice());
+        for later in [0, 1, meta_ttl / 2] {
+            let later = quiet(NOW + later);
+            assert_eq!(proof(&later, Claim::Client(given)), Proof::Whole, "{meta_ttl}");
+        }
+        assert_eq!(proof(&quiet(NOW + meta_ttl), Claim::Client(given)), Proof::Lost(0));
+    }
+}
+
+#[test]
+fn what_was_read_begins_at_a_place() {
+    for events in [&[(500, 510), (510, 520)][..], &[(0, 510)], &[]] {
+        let read = reading(events, events.last().map(|(_, ms)| *ms));
+        assert_eq!(proof(&read, Claim::Client(read.begin(&alice()))), Proof::Whole, "{events:?}");
+    }
+}
