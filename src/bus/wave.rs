@@ -3,7 +3,7 @@
 use super::Post;
 
 /// Posts in a wave.
-const POSTS: usize = 512;
+const POSTS: usize = 256;
 /// And their bytes, beside the last one.
 const BYTES: usize = 4 * 1024 * 1024;
 

@@ -353,7 +353,7 @@ async fn a_long_list_is_published_in_waves() {
         let all = expected([0]).into_iter().chain(many).chain(expected([2]));
         assert_eq!(scene.published(), all.collect::<Vec<_>>());
         let longest = *scene.bus.longest.lock().unwrap();
-        assert!(longest <= 512, "{longest} posts in one call");
+        assert!(longest <= 256, "{longest} posts in one call");
         reader.abort();
     };
     LocalSet::new().run_until(test).await;
