@@ -57,5 +57,7 @@ mod sessions;
 mod slow;
 mod sse;
 mod sse_smoke;
+mod stalled;
 mod tickets;
 mod tls;
+mod unwilling;

@@ -310,12 +310,20 @@ impl Tab {
 
     /// The next frame as it came, pings left out. Its place is checked.
     pub async fn text(&mut self, within: Duration) -> String {
-        let (text, id) = match &mut self.line {
-            Line::Ws(ws) => (ws.text(within).await.1, None),
+        self.timed(within).await.1
+    }
+
+    /// The same with its moment.
+    pub async fn timed(&mut self, within: Duration) -> (Instant, String) {
+        let (when, text, id) = match &mut self.line {
+            Line::Ws(ws) => {
+                let (when, text) = ws.text(within).await;
+                (when, text, None)
+            }
             Line::Sse(sse) => {
-                let (_, message) = sse.message(within).await;
+                let (when, message) = sse.message(within).await;
                 assert_eq!(message.event, "message", "{message:?}");
-                (message.data, Some(message.id))
+                (when, message.data, Some(message.id))
             }
         };
         let frame: Value = serde_json::from_str(&text).expect("JSON");
@@ -328,7 +336,7 @@ impl Tab {
         if step == Step::Next && !text.contains("\"belfry.skip\"") {
             self.events.push(text.clone());
         }
-        text
+        (when, text)
     }
 
     /// The same as JSON.
