@@ -1,4 +1,4 @@
-//! A Redis that works, but is full, ill set up, short of rights, or three.
+//! A Redis that gives too few rights, and one that is three.
 
 use serde_json::{Value, json};
 use tokio::time::Duration;
@@ -34,29 +34,6 @@ fn is_away(answer: &Answer) {
     assert!(answer.took < Duration::from_millis(2_300), "{answer:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_redis_refuses_cleanly_and_shows() {
-    let redis = RedisServer::start().await;
-    let replica = quick(Builder::production(), &redis).spawn().await;
-    let mut ws = Dial::to(&replica).query(&token("alice")).open().await;
-    replica.to_user("alice", "before").await;
-    ws.event("before").await;
-    let mut client = redis.client().await;
-    client.words("CONFIG SET maxmemory 1").await;
-    let body = for_user("alice", "during").to_string();
-    is_away(&replica.post_once(body.clone(), "key").await);
-    is_away(&replica.post(body.clone()).await);
-    fails(&replica, "bus", "OOM").await;
-    replica.becomes("/readyz", 503, PATIENCE).await;
-    client.words("CONFIG SET maxmemory 0").await;
-    replica.becomes("/readyz", 200, PATIENCE).await;
-    // Nothing was half done: the same request is done now, once, and follows what was before.
-    let answer = replica.post_once(body, "key").await;
-    assert_eq!(answer.status, 202, "{answer:?}");
-    replica.to_user("alice", "last").await;
-    assert_eq!(ws.markers_before("last").await, ["during"]);
-}
-
 /// The right to write what is kept is missing from the start: no publish is taken for kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missing_right_to_keep_shows_at_the_start() {
@@ -78,21 +55,6 @@ async fn a_missing_right_to_keep_shows_at_the_start() {
         replica.becomes("/readyz", 200, PATIENCE).await;
         assert_eq!(replica.post(for_user("alice", "x").to_string()).await.status, 202);
     }
-}
-
-/// It works, so the replica is ready; and it says what should be changed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_evicts_is_told_of() {
-    let redis = RedisServer::with(&["--maxmemory-policy", "volatile-lru"]).await;
-    let replica = quick(Builder::production(), &redis).spawn().await;
-    let broker = check(&replica, "broker").await;
-    assert_eq!(broker["ok"], false, "{broker}");
-    assert!(broker["detail"].as_str().is_some_and(|why| why.contains("volatile-lru")), "{broker}");
-    assert_eq!(replica.get("/readyz").await.status, 200);
-    assert!(replica.log().contains("volatile-lru"));
-    let redis = RedisServer::start().await;
-    let replica = quick(Builder::production(), &redis).spawn().await;
-    assert_eq!(check(&replica, "broker").await, json!({"ok": true}));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
