@@ -67,7 +67,10 @@ impl History for RedisPublisher {
             let turn = self.commands.turn(asks.len()).await?;
             let calls: Vec<Call> = asks.iter().map(|ask| self.calls.read(ask)).collect();
             let answers = self.scripts.read.run::<Vec<Bytes>>(&turn, &calls).await;
-            asks.iter().zip(answers).map(|(ask, answer)| self.answer(ask, answer?)).collect()
+            let read = |(ask, answer): (_, Result<_, _>)| {
+                self.answer(ask, answer.map_err(|error| self.explain(error))?)
+            };
+            asks.iter().zip(answers).map(read).collect()
         }
         .boxed()
     }

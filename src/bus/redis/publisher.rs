@@ -85,6 +85,17 @@ impl RedisPublisher {
         }
     }
 
+    /// Says which rights it takes, if that is what is wrong.
+    pub(super) fn explain(&self, error: BusError) -> BusError {
+        match error {
+            BusError::Refused(reason) if is_about_rights(&reason) => {
+                let rights = self.calls.names.acl_hint();
+                BusError::Refused(format!("{reason}; it takes these rights: {rights}"))
+            }
+            other => other,
+        }
+    }
+
     async fn prove(&self, message: Message) -> Result<(), BusError> {
         let Some(call) = self.calls.probe(&message) else {
             return Err(BusError::Refused("a probe without a head".to_owned()));
@@ -100,11 +111,7 @@ impl RedisPublisher {
                 }
                 Ok(())
             }
-            Some(Err(BusError::Refused(reason))) if is_about_rights(&reason) => {
-                let rights = self.calls.names.acl_hint();
-                Err(BusError::Refused(format!("{reason}; it takes these rights: {rights}")))
-            }
-            Some(Err(error)) => Err(error),
+            Some(Err(error)) => Err(self.explain(error)),
             answer => Err(BusError::Away(format!("a probe was answered {answer:?}"))),
         }
     }

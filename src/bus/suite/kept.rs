@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use proptest::{prelude::Strategy as _, strategy::ValueTree as _, test_runner::TestRunner};
 use serde_json::value::RawValue;
 
 use super::{BOUNDS, Bus, Promise};
@@ -281,6 +282,42 @@ promises! {
         ] {
             let reading = bus.read(alice(), Some(claim.at()), 9).await;
             assert_eq!(reading.proof(&alice(), claim), expected, "{claim:?} {reading:?}");
+        }
+    }
+
+    /// Whatever is done in whatever order: a client that follows from any place that it was ever
+    /// given gets exactly what was published since, or is told.
+    async fn any_row_of_deeds_is_followed_or_told(bus) {
+        let mut runner = TestRunner::deterministic();
+        for row in 0..12 {
+            let (to, name) = (user(&format!("row-{row}")), UserId::new(&format!("row-{row}")));
+            let deeds = proptest::collection::vec(0..10_u8, 1..25).new_tree(&mut runner).unwrap();
+            let start = bus.read(to.clone(), None, 0).await.position(&to);
+            // Every place that was given, how many events had been published, and what was erased.
+            let (mut places, mut all, mut erased) = (vec![(start, 0)], Vec::new(), 0);
+            for deed in deeds.current() {
+                match deed {
+                    0 => {
+                        bus.history.erase(name.as_ref().unwrap()).await.unwrap();
+                        erased = all.len();
+                    }
+                    1 => drop(bus.done(Post { keep: Keep::Transient, ..post(to.clone(), "0") }).await),
+                    _ => {
+                        all.push(bus.keep(to.clone(), "1").await);
+                        places.push((*all.last().unwrap(), all.len()));
+                    }
+                }
+            }
+            for (at, seen) in places {
+                let reading = bus.read(to.clone(), Some(at), 100).await;
+                let got: Vec<Position> = reading.kept.iter().map(|kept| kept.at).collect();
+                let proof = reading.proof(&to, Claim::Client(at));
+                if seen >= erased {
+                    assert_eq!((&got[..], proof), (&all[seen..], Proof::Whole), "{row}");
+                } else {
+                    assert_eq!(proof, Proof::Lost(0), "{row}");
+                }
+            }
         }
     }
 

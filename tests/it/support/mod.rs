@@ -13,6 +13,7 @@ use tokio::time::{Duration, Instant};
 
 pub mod app;
 pub mod client;
+pub mod cluster;
 pub mod http;
 pub mod jwks;
 pub mod jwt;
