@@ -158,7 +158,12 @@ impl State {
             tokio::spawn(pump(from_client, into_server, server_flow)).abort_handle(),
             tokio::spawn(pump(from_server, into_client, client_flow)).abort_handle(),
         ];
-        self.links.lock().expect("no panic while held").push(Link { port, to_server, to_client, pumps });
+        self.links.lock().expect("no panic while held").push(Link {
+            port,
+            to_server,
+            to_client,
+            pumps,
+        });
     }
 }
 
