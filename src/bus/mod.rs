@@ -31,8 +31,10 @@ pub mod replays;
 pub mod subscriber;
 #[cfg(test)]
 mod suite;
+mod wave;
 
 pub use receipt::Receipt;
+pub use wave::Wave;
 
 /// One message for one channel.
 #[derive(Clone, Debug)]

@@ -45,16 +45,20 @@ pub async fn read(
     any(request, payload, limit, patience).await
 }
 
-/// Reads the body of a request whatever its media type.
+/// Reads the body of a request whatever its media type. It must come as it is: what is compressed
+/// has no bounds of its own (415, RFC 9110 §15.5.16).
 ///
 /// # Errors
-/// As [`json`], without 415.
+/// As [`json`].
 pub async fn any(
     request: &HttpRequest,
     payload: web::Payload,
     limit: usize,
     patience: Duration,
 ) -> Result<Bytes, Problem> {
+    if is_encoded(request.headers()) {
+        return Err(Problem::new(Kind::MediaType).detail("Content-Encoding is not supported"));
+    }
     let too_large =
         || Problem::new(Kind::TooLarge).detail(format!("the body is over {limit} bytes"));
     if declared(request.headers()).is_some_and(|length| length > limit as u64) {
@@ -82,6 +86,11 @@ pub async fn any(
 pub fn media_type_of(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     Some(value.split(';').next().unwrap_or_default().trim())
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::CONTENT_ENCODING);
+    codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
 fn declared(headers: &HeaderMap) -> Option<u64> {

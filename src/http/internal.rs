@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix_web::{
-    HttpRequest, HttpResponse,
+    FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     guard,
@@ -68,71 +68,56 @@ pub struct State {
     pub metrics: Metrics,
 }
 
+/// A resource that is read.
+fn readable<H, A>(path: &str, handler: H) -> Resource
+where
+    H: Handler<A>,
+    A: FromRequest + 'static,
+    H::Output: Responder + 'static,
+{
+    web::resource(path)
+        .route(web::get().to(handler.clone()))
+        .route(web::head().to(handler))
+        .default_service(wrong_method("GET, HEAD"))
+}
+
+/// A resource that takes orders.
+fn ordered<H, A>(path: &str, handler: H) -> Resource
+where
+    H: Handler<A>,
+    A: FromRequest + 'static,
+    H::Output: Responder + 'static,
+{
+    web::resource(path).route(web::post().to(handler)).default_service(wrong_method("POST"))
+}
+
+/// What is kept for a user.
+fn kept(path: &str) -> Resource {
+    web::resource(path)
+        .route(web::get().to(users::events))
+        .route(web::head().to(users::events))
+        .route(web::delete().to(users::erase))
+        .default_service(wrong_method("GET, HEAD, DELETE"))
+}
+
 /// Adds the routes of the internal listener.
 pub fn routes(config: &mut web::ServiceConfig) {
-    let probe =
-        |path: &str| web::resource(path.to_owned()).default_service(wrong_method("GET, HEAD"));
-    let kept = |path: &str| {
-        web::resource(path.to_owned())
-            .route(web::get().to(users::events))
-            .route(web::head().to(users::events))
-            .route(web::delete().to(users::erase))
-            .default_service(wrong_method("GET, HEAD, DELETE"))
-    };
     config
-        .service(
-            web::resource("/v1/events")
-                .route(web::post().to(events::publish))
-                .default_service(wrong_method("POST")),
-        )
-        .service(
-            web::resource("/v1/events/batch")
-                .route(web::post().to(batch::publish))
-                .default_service(wrong_method("POST")),
-        )
-        .service(probe("/v1/users").route(web::get().to(users::user)).route(web::head().to(users::user)))
+        .service(ordered("/v1/events", events::publish))
+        .service(ordered("/v1/events/batch", batch::publish))
+        .service(readable("/v1/users", users::user))
         // A user may be called `events`: this route is asked for by the query.
         .service(kept("/v1/users/events").guard(guard::fn_guard(users::asks_by_query)))
-        .service(
-            probe("/v1/users/{user}")
-                .route(web::get().to(users::user))
-                .route(web::head().to(users::user)),
-        )
+        .service(readable("/v1/users/{user}", users::user))
         .service(kept("/v1/users/{user}/events"))
-        .service(
-            web::resource("/v1/presence")
-                .route(web::post().to(users::presences))
-                .default_service(wrong_method("POST")),
-        )
-        .service(
-            probe("/v1/stats")
-                .route(web::get().to(stats::stats))
-                .route(web::head().to(stats::stats)),
-        )
-        .service(
-            web::resource("/v1/tickets")
-                .route(web::post().to(tickets::sell))
-                .default_service(wrong_method("POST")),
-        )
-        .service(
-            web::resource("/v1/disconnect")
-                .route(web::post().to(disconnect::disconnect))
-                .default_service(wrong_method("POST")),
-        )
-        .service(
-            web::resource(logout::ROUTE)
-                .route(web::post().to(logout::internal))
-                .default_service(wrong_method("POST")),
-        )
-        .service(probe("/livez").route(web::get().to(ops::live)).route(web::head().to(ops::live)))
-        .service(
-            probe("/readyz").route(web::get().to(ops::ready)).route(web::head().to(ops::ready)),
-        )
-        .service(
-            probe("/metrics")
-                .route(web::get().to(ops::metrics))
-                .route(web::head().to(ops::metrics)),
-        )
+        .service(ordered("/v1/presence", users::presences))
+        .service(readable("/v1/stats", stats::stats))
+        .service(ordered("/v1/tickets", tickets::sell))
+        .service(ordered("/v1/disconnect", disconnect::disconnect))
+        .service(ordered(logout::ROUTE, logout::internal))
+        .service(readable("/livez", ops::live))
+        .service(readable("/readyz", ops::ready))
+        .service(readable("/metrics", ops::metrics))
         .default_service(web::to(not_found));
 }
 

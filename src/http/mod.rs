@@ -31,8 +31,16 @@ use actix_web::{
     http::header::{self, HeaderValue},
     web,
 };
+use serde::Serialize;
 
 use problem::{Kind, Problem};
+
+/// An answer that is true now, and not to be stored.
+fn fresh(body: &impl Serialize) -> HttpResponse {
+    let mut response = HttpResponse::Ok().json(body);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
 
 /// The answer where no route matches.
 async fn not_found() -> HttpResponse {

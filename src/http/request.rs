@@ -1,14 +1,10 @@
 //! The body of `POST /v1/events`, checked member by member so that every fault is named at once.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
-use serde::{Deserialize, de};
 use serde_json::value::RawValue;
 
-use super::problem::{Kind, Member, Problem};
+use super::problem::{Kind, Problem};
 use crate::{
     bus::Keep,
     config::Limits,
@@ -18,13 +14,15 @@ use crate::{
 
 pub(super) mod batch;
 pub(super) mod cloudevent;
+mod members;
 pub(super) mod presence;
 pub(super) mod ticket;
 
+pub(super) use members::{Faults, whole};
+use members::{Few, few, required};
+
 /// Users that one request may name, as recipients or as exceptions.
 const USERS: usize = 1000;
-/// Faults that one answer names; a body can hold tens of thousands.
-const FAULTS: usize = 100;
 /// Longest id of a session, in bytes, like that of a session cookie.
 const SESSION_BYTES: usize = 512;
 /// Nesting that `data` may have (contract §5).
@@ -47,77 +45,6 @@ pub struct Publish {
     pub sender: Option<String>,
     /// Whether it is kept.
     pub keep: Keep,
-}
-
-/// The members of an object in the order of their names, values unparsed; twice is an error.
-pub(super) struct Members<'a>(pub(super) BTreeMap<String, &'a RawValue>);
-
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: de::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: de::MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> Result<Members<'de>, A::Error> {
-                let mut members = BTreeMap::new();
-                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-                    if let Some(_twice) = members.insert(name.clone(), value) {
-                        return Err(de::Error::custom(format_args!("`{name}` stands there twice")));
-                    }
-                }
-                Ok(Members(members))
-            }
-        }
-        from.deserialize_map(Visitor)
-    }
-}
-
-/// What is found wrong with a body.
-#[derive(Default)]
-pub(super) struct Faults(pub(super) Vec<Member>);
-
-impl Faults {
-    pub(super) fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
-        if self.0.len() < FAULTS {
-            self.0.push(Member { pointer: pointer.into(), detail: detail.into() });
-        }
-    }
-
-    pub(super) fn object<'a>(&mut self, pointer: &str, value: &'a RawValue) -> Option<Members<'a>> {
-        match serde_json::from_str(value.get()) {
-            Ok(members) => Some(members),
-            Err(error) => {
-                self.add(pointer, without_position(&error));
-                None
-            }
-        }
-    }
-
-    pub(super) fn parse<'a, T: Deserialize<'a>>(
-        &mut self,
-        pointer: &str,
-        value: &'a RawValue,
-        expected: &str,
-    ) -> Option<T> {
-        let parsed = serde_json::from_str(value.get()).ok();
-        if parsed.is_none() {
-            self.add(pointer, format!("must be {expected}"));
-        }
-        parsed
-    }
-
-    pub(super) fn unknown(&mut self, pointer: &str, members: Members<'_>) {
-        for name in members.0.into_keys() {
-            self.add(format!("{pointer}/{}", escape(&name)), "is not a known member");
-        }
-    }
 }
 
 /// Checks a body.
@@ -198,14 +125,6 @@ pub(super) fn event(
     }
 }
 
-/// The body as one JSON value, unparsed.
-pub(super) fn whole(body: &[u8]) -> Result<&RawValue, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
-        let place = format!("line {}, column {}", error.line(), error.column());
-        Problem::new(Kind::NotJson).detail(place)
-    })
-}
-
 /// Checks how deep `data` is nested.
 fn nesting(faults: &mut Faults, pointer: &str, data: &RawValue) {
     if depth(data.get()) > LEVELS {
@@ -220,17 +139,6 @@ fn fits(data: &RawValue, limits: &Limits) -> Result<(), Problem> {
         return Ok(());
     }
     Err(Problem::new(Kind::TooLarge).detail(format!("`data` is over {bytes} bytes")))
-}
-
-fn required<'a>(
-    faults: &mut Faults,
-    pointer: &str,
-    value: Option<&'a RawValue>,
-) -> Option<&'a RawValue> {
-    if value.is_none() {
-        faults.add(pointer, "is required");
-    }
-    value
 }
 
 fn target(faults: &mut Faults, value: &RawValue) -> Option<(Target, Vec<Channel>)> {
@@ -279,38 +187,6 @@ fn exceptions(faults: &mut Faults, value: &RawValue) -> Vec<UserId> {
     required(faults, "/except/users", users)
         .and_then(|users| user_list(faults, "/except/users", users))
         .unwrap_or_default()
-}
-
-/// Why a value is not a list of a few.
-enum Few {
-    NoList,
-    TooMany,
-}
-
-/// The items of a list, unparsed. No more than `most` are held.
-fn few(value: &RawValue, most: usize) -> Result<Vec<&RawValue>, Few> {
-    struct Visitor(usize);
-    impl<'de> de::Visitor<'de> for Visitor {
-        type Value = Result<Vec<&'de RawValue>, Few>;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a list")
-        }
-
-        fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut items = Vec::new();
-            while let Some(item) = seq.next_element()? {
-                if items.len() == self.0 {
-                    while seq.next_element::<de::IgnoredAny>()?.is_some() {}
-                    return Ok(Err(Few::TooMany));
-                }
-                items.push(item);
-            }
-            Ok(Ok(items))
-        }
-    }
-    let mut json = serde_json::Deserializer::from_str(value.get());
-    de::Deserializer::deserialize_seq(&mut json, Visitor(most)).unwrap_or(Err(Few::NoList))
 }
 
 /// The list without its repetitions.
@@ -410,18 +286,6 @@ fn depth(json: &str) -> usize {
         }
     }
     deepest
-}
-
-/// A member's name in a JSON Pointer (RFC 6901 §3), cut where it is long.
-fn escape(name: &str) -> String {
-    name.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
-}
-
-/// The message of `serde_json` without its "at line …": the position is that within the member.
-fn without_position(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let end = text.rfind(" at line ").unwrap_or(text.len());
-    text.get(..end).unwrap_or_default().chars().take(200).collect()
 }
 
 #[cfg(test)]

@@ -92,7 +92,8 @@ fn spread(cause: CloseCause, seconds: u32) -> u64 {
 fn stream(body: impl MessageBody + 'static) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     response.insert_header((header::CONTENT_TYPE, "text/event-stream"));
-    response.insert_header((header::CACHE_CONTROL, "no-store"));
+    // Who compresses on the way also collects (RFC 9111 §5.2.2.6).
+    response.insert_header((header::CACHE_CONTROL, "no-store, no-transform"));
     // nginx and those who follow it would collect a stream before they pass it on.
     response.insert_header(("x-accel-buffering", "no"));
     response.body(body)

@@ -1,13 +1,10 @@
 //! `GET /v1/stats`: all replicas in one answer.
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    http::header::{self, HeaderValue},
-    web,
-};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 
 use super::{
+    fresh,
     internal::{Call, State},
     posting::away,
 };
@@ -42,10 +39,7 @@ pub(super) async fn stats(request: HttpRequest, state: web::Data<State>) -> Http
         call.require(Scope::Read)?;
         let reports = state.seats.reports().await.map_err(|error| away(&error))?;
         let replicas = reports.into_iter().map(|(name, report)| Replica { name, report });
-        let stats = sum(replicas.collect());
-        let mut response = HttpResponse::Ok().json(stats);
-        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        Ok(response)
+        Ok(fresh(&sum(replicas.collect())))
     };
     call.answer(outcome.await)
 }

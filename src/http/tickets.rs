@@ -3,14 +3,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    http::header::{self, HeaderValue},
-    web,
-};
+use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::{
-    body, cors,
+    body, cors, fresh,
     internal::{self, Call},
     problem::{Kind, Problem},
     public::{State, Worker},
@@ -148,7 +144,5 @@ async fn sold(
         "ticket": ticket,
         "expires_in_ms": u64::try_from(TICKET_TTL.as_millis()).unwrap_or(u64::MAX),
     });
-    let mut response = HttpResponse::Ok().content_type("application/json").body(body.to_string());
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Ok(response)
+    Ok(fresh(&body))
 }

@@ -2,17 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    guard::GuardContext,
-    http::header::{self, HeaderValue},
-    web,
-};
+use actix_web::{HttpRequest, HttpResponse, guard::GuardContext, web};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    body,
+    body, fresh,
     internal::{Call, State},
     percent,
     posting::away,
@@ -164,13 +159,6 @@ pub(super) async fn erase(request: HttpRequest, state: web::Data<State>) -> Http
         Ok(HttpResponse::NoContent().finish())
     };
     call.answer(outcome.await)
-}
-
-/// An answer that is true now.
-fn fresh(body: &impl Serialize) -> HttpResponse {
-    let mut response = HttpResponse::Ok().json(body);
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
 }
 
 /// A request that names its user in the query.

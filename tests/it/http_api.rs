@@ -527,8 +527,22 @@ async fn i08_bodies_that_are_not_json() {
     let bearer = format!("Bearer {API_KEY}");
     let bare = request("POST /v1/events", &[("Authorization", &bearer)], &good);
     assert_eq!(exchange(replica.internal, &bare).await.status, 415);
+    for coding in ["gzip", "br", "identity, gzip", ""] {
+        for (path, media) in [
+            ("/v1/events", "application/json"),
+            ("/v1/events/batch", "application/json"),
+            ("/v1/events", "application/cloudevents+json"),
+        ] {
+            let headers = [("content-encoding", coding), ("content-type", media)];
+            replica.api_with("POST", path, Some(good.clone()), &headers).await.is_problem(415);
+        }
+    }
     replica.to_all("last").await;
     assert!(ws.markers_before("last").await.is_empty());
+    let headers = [("content-encoding", "Identity"), ("content-type", "application/json")];
+    let plain = replica.api_with("POST", "/v1/events", Some(good.clone()), &headers).await;
+    assert_eq!(plain.status, 202, "{plain:?}");
+    assert_eq!(mark(&ws.event("refused").await), "refused");
     for media in ["application/json", "application/json; charset=utf-8", "Application/JSON"] {
         assert_eq!(replica.post_with(good.clone(), API_KEY, media).await.status, 202, "{media}");
         assert_eq!(mark(&ws.event("refused").await), "refused");

@@ -11,6 +11,7 @@ use crate::support::{
     http::exchange,
     jwt::{Jwt, SECRET, token},
     redis::RedisServer,
+    until,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -310,6 +311,11 @@ async fn o06_production_logs_are_json_and_orders_are_audited() {
     let replica = Replica::start().await;
     replica.to_all("everyone").await;
     replica.post_with("{}", "wrong", "application/json").await;
+    // A thread of its own writes the log.
+    until("the last line is written", PATIENCE, async || {
+        replica.log().contains("\"refused\"").then_some(())
+    })
+    .await;
     let lines: Vec<Value> = replica
         .log()
         .lines()

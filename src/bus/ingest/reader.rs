@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Entry, Ingest, Job};
 use crate::{
-    bus::{BusError, Posted, Publisher},
+    bus::{BusError, Post, Posted, Publisher, Wave},
     telemetry::{DropReason, Metrics},
     throttle::Throttle,
 };
@@ -20,8 +20,8 @@ const MARGIN: Duration = Duration::from_secs(1);
 /// A read that failed may still be carried out this long, and take entries: what is unfinished is only
 /// looked at after it, so that it comes before what follows.
 const LATE: Duration = Duration::from_secs(1);
-/// Channels that are published to at once, and those of the last entry.
-const WAVE: usize = 256;
+/// Channels of the entries that are read into memory at once, beside those of the last entry.
+const CHANNELS: usize = 256;
 /// Waits after a failure: the first, and the longest.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
@@ -149,9 +149,9 @@ impl<P: Fn(&Entry) -> Result<Job, String>> Reader<P> {
     async fn publish(&mut self, entries: Vec<Entry>) -> Outcome {
         let mut entries = entries.into_iter();
         loop {
-            // In waves, so that a page of long lists of users is not all in memory and under way.
+            // In parts, so that a page of long lists of users is not all in memory.
             let (mut jobs, mut done, mut channels) = (Vec::new(), Vec::new(), 0);
-            while channels < WAVE
+            while channels < CHANNELS
                 && let Some(entry) = entries.next()
             {
                 if entry.fields.is_empty() {
@@ -176,27 +176,31 @@ impl<P: Fn(&Entry) -> Result<Job, String>> Reader<P> {
             if !self.holds().await {
                 return Outcome::Lost;
             }
-            let again = self.post(jobs, &mut done).await;
+            let outcome = self.post(jobs, &mut done).await;
+            if outcome == Outcome::Lost {
+                return outcome;
+            }
             if let Err(error) = self.stream.done(done).await {
                 self.complain(&error);
                 return Outcome::Again;
             }
-            if again {
-                return Outcome::Again;
+            if outcome == Outcome::Again {
+                return outcome;
             }
         }
     }
 
-    /// Publishes; whether some are to be tried again. The others are added to `done`.
-    async fn post(&self, jobs: Vec<(String, Job)>, done: &mut Vec<String>) -> bool {
+    /// Publishes. Entries that are not to be tried again are added to `done`.
+    async fn post(&mut self, jobs: Vec<(String, Job)>, done: &mut Vec<String>) -> Outcome {
         let begun = Instant::now();
         let (mut owners, mut posts) = (Vec::with_capacity(jobs.len()), Vec::new());
         for (id, Job { target, posts: own }) in jobs {
             owners.push((id, target, own.len()));
             posts.extend(own);
         }
-        let mut answers = self.publisher.post(posts).await.into_iter();
-        let mut again = false;
+        let Some(answers) = self.post_all(posts).await else { return Outcome::Lost };
+        let mut answers = answers.into_iter();
+        let mut outcome = Outcome::Done;
         for (id, target, count) in owners {
             let answers: Vec<_> = answers.by_ref().take(count).collect();
             let verdict = verdict(&answers);
@@ -210,11 +214,28 @@ impl<P: Fn(&Entry) -> Result<Job, String>> Reader<P> {
                 }
                 Verdict::Again(error) => {
                     self.complain(error);
-                    again = true;
+                    outcome = Outcome::Again;
                 }
             }
         }
-        again
+        outcome
+    }
+
+    /// The answers, in the order of the posts; `None`: the lease was lost before all were sent.
+    async fn post_all(&mut self, posts: Vec<Post>) -> Option<Vec<Result<Posted, BusError>>> {
+        let (mut wave, mut answers) = (Wave::default(), Vec::with_capacity(posts.len()));
+        for post in posts {
+            if let Some(full) = wave.add(post) {
+                answers.extend(self.publisher.post(full).await);
+                if !self.holds().await {
+                    return None;
+                }
+            }
+        }
+        if let Some(rest) = wave.rest() {
+            answers.extend(self.publisher.post(rest).await);
+        }
+        Some(answers)
     }
 
     fn reject(&self, entry: &str, why: &str) {

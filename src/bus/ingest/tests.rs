@@ -92,6 +92,8 @@ struct Bus {
     keys: Mutex<HashMap<String, String>>,
     /// What is said to these users instead.
     refuses: Mutex<HashMap<String, BusError>>,
+    /// Posts of the longest call.
+    longest: Mutex<usize>,
 }
 
 impl Bus {
@@ -121,6 +123,8 @@ impl Publisher for Bus {
     }
 
     fn post(&self, posts: Vec<Post>) -> BoxFuture<'_, Vec<Result<Posted, BusError>>> {
+        let mut longest = self.longest.lock().unwrap();
+        *longest = posts.len().max(*longest);
         let answers = posts.iter().map(|post| self.post_one(post)).collect();
         std::future::ready(answers).boxed()
     }
@@ -144,6 +148,9 @@ impl Control for Bus {
     }
 }
 
+/// Users that `many` stands for.
+const MANY: usize = 2_000;
+
 /// `user` = `text`, under a key of its own or the one given.
 fn entry(n: usize, user: &'static str, key: Option<&'static str>) -> Entry {
     let mut fields = vec![(Bytes::from(user), Bytes::from(n.to_string()))];
@@ -158,18 +165,21 @@ fn parse(entry: &Entry) -> Result<Job, String> {
         return Err("no event".to_owned());
     }
     let key = entry.fields.get(1).map_or(entry.id.as_bytes(), |(_, key)| key);
-    let post = Post {
-        to: Channel::User(UserId::new(user).unwrap()),
-        event: Parts { head: String::new(), members: text.clone() },
-        keep: Keep::Kept,
-        once: Some(Once {
-            key: String::from_utf8(key.to_vec()).unwrap(),
-            fingerprint: String::from_utf8(text.to_vec()).unwrap(),
-            each: false,
-        }),
-        online: None,
+    let once = Once {
+        key: String::from_utf8(key.to_vec()).unwrap(),
+        fingerprint: String::from_utf8(text.to_vec()).unwrap(),
+        each: user == "many",
     };
-    Ok(Job { target: Target::User, posts: vec![post] })
+    let post = |user: &str| {
+        let to = Channel::User(UserId::new(user).unwrap());
+        let event = Parts { head: String::new(), members: text.clone() };
+        Post { once: Some(once.of(&to)), to, event, keep: Keep::Kept, online: None }
+    };
+    let posts = match user {
+        "many" => (0..MANY).map(|n| post(&format!("m{n}"))).collect(),
+        user => vec![post(user)],
+    };
+    Ok(Job { target: Target::User, posts })
 }
 
 struct Scene {
@@ -327,6 +337,23 @@ async fn without_the_lease_nothing_is_taken() {
         scene.stream.waiting.lock().unwrap().push(entry(10, "alice", None));
         sleep(Duration::from_secs(60)).await;
         assert_eq!(scene.published(), expected(0..10));
+        reader.abort();
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_list_is_published_in_waves() {
+    let test = async {
+        let scene =
+            Scene::new([entry(0, "alice", None), entry(1, "many", None), entry(2, "alice", None)]);
+        let reader = scene.replica("a");
+        scene.emptied().await;
+        let many = (0..MANY).map(|n| format!("m{n}:1"));
+        let all = expected([0]).into_iter().chain(many).chain(expected([2]));
+        assert_eq!(scene.published(), all.collect::<Vec<_>>());
+        let longest = *scene.bus.longest.lock().unwrap();
+        assert!(longest <= 512, "{longest} posts in one call");
         reader.abort();
     };
     LocalSet::new().run_until(test).await;

@@ -2,7 +2,10 @@
 
 use serde_json::value::RawValue;
 
-use super::{Faults, Few, few, required, whole};
+use super::{
+    Faults,
+    members::{Few, few, only},
+};
 use crate::http::problem::Problem;
 
 /// Events that one request may bring.
@@ -13,19 +16,7 @@ pub(in crate::http) const EVENTS: usize = 1000;
 /// # Errors
 /// 400 where it is not JSON, else 422 with every member at fault.
 pub(in crate::http) fn parse(body: &[u8]) -> Result<Vec<&RawValue>, Problem> {
-    let whole = whole(body)?;
-    let mut faults = Faults::default();
-    let Some(mut members) = faults.object("", whole) else {
-        return Err(Problem::invalid(faults.0));
-    };
-    let list = members.0.remove("events");
-    faults.unknown("", members);
-    let list = required(&mut faults, "/events", list)
-        .and_then(|list| events(&mut faults, "/events", list));
-    match list {
-        Some(list) if faults.0.is_empty() => Ok(list),
-        _ => Err(Problem::invalid(faults.0)),
-    }
+    only(body, "events", events)
 }
 
 /// A list of events, unparsed.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::value::RawValue;
 
-use super::{Faults, Publish, fits, legal_type, nesting, whole};
+use super::{Faults, Publish, fits, legal_type, members::escape, nesting, whole};
 use crate::{
     bus::Keep,
     config::Limits,
@@ -139,7 +139,7 @@ fn legal_name(faults: &mut Faults, prefix: &str, name: &str) -> bool {
     let good = !name.is_empty() && name.bytes().all(legal);
     if !good {
         let detail = "is no name of an attribute, which has lower-case letters and digits";
-        faults.add(format!("{prefix}/{}", super::escape(name)), detail);
+        faults.add(format!("{prefix}/{}", escape(name)), detail);
     }
     good
 }

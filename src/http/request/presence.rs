@@ -1,6 +1,6 @@
 //! The body of `POST /v1/presence`.
 
-use super::{Faults, required, user_list, whole};
+use super::{members::only, user_list};
 use crate::{event::UserId, http::problem::Problem};
 
 /// Whose presence is asked for, each once.
@@ -8,19 +8,7 @@ use crate::{event::UserId, http::problem::Problem};
 /// # Errors
 /// 400 where it is not JSON, else 422 with every member at fault.
 pub(in crate::http) fn parse(body: &[u8]) -> Result<Vec<UserId>, Problem> {
-    let whole = whole(body)?;
-    let mut faults = Faults::default();
-    let Some(mut members) = faults.object("", whole) else {
-        return Err(Problem::invalid(faults.0));
-    };
-    let users = members.0.remove("users");
-    faults.unknown("", members);
-    let users = required(&mut faults, "/users", users)
-        .and_then(|users| user_list(&mut faults, "/users", users));
-    match users {
-        Some(users) if faults.0.is_empty() => Ok(users),
-        _ => Err(Problem::invalid(faults.0)),
-    }
+    only(body, "users", user_list)
 }
 
 #[cfg(test)]
