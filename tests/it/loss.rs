@@ -118,6 +118,12 @@ async fn the_last_second_of_redis_is_put_back() {
     mortal.redis.restart().await;
     accepted_again(&two, "after").await;
     wanted.push("after".into());
+    for replica in [&one, &two] {
+        until("connections are taken again", PATIENCE, async || {
+            dial(replica, "alice").try_connect().await.ok()
+        })
+        .await;
+    }
     for tab in &mut here {
         let got = each(tab, "after").await;
         for of in got {
@@ -255,6 +261,10 @@ async fn a_redis_that_crashes_again_is_given_everything_again() {
         mortal.redis.restart().await;
         accepted_again(&one, mk).await;
         wanted.push(mk.into());
+        until("connections are taken again", PATIENCE, async || {
+            dial(&two, "alice").try_connect().await.ok()
+        })
+        .await;
         let mut back = Tab::resume(&dial(&two, "alice"), &away).await;
         back.is_whole();
         for of in each(&mut back, mk).await {
