@@ -20,8 +20,9 @@ use socket2::{SockRef, TcpKeepalive};
 
 /// Unacknowledged or unsendable data for this long ends the connection in the kernel. It is the
 /// net under our own deadlines, so it is longer than they are; a shorter one also kills readers
-/// that are slow but alive.
-const USER_TIMEOUT: Duration = Duration::from_secs(45);
+/// that are slow but alive. The kernel looks every few seconds only, so that whoever takes nothing
+/// is gone after 45 s.
+const USER_TIMEOUT: Duration = Duration::from_secs(40);
 /// Bytes that the kernel takes beyond what the peer's window lets it send. The default is megabytes,
 /// in front of a queue that is bounded for a reason; and a peer that reads slowly must still get to
 /// the close behind them.

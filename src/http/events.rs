@@ -52,11 +52,12 @@ async fn accept(
 
 /// A key is the caller's own, and per target (contract §5).
 pub(super) fn once(key: &str, caller: &str, event: &request::Publish, body: &Bytes) -> Once {
-    Once {
-        key: Digest::new().add(caller).add(key).target(event).text(),
-        fingerprint: Digest::of(body).text(),
-        each: event.target == Target::Users,
-    }
+    let each = event.target == Target::Users;
+    let name = Digest::new().add(caller).add(key).target(event);
+    // To the version before, which publishes to all users of a list at once, the bare name says that
+    // all of it is done. Here it is only claimed.
+    let name = if each { name.add("each") } else { name };
+    Once { key: name.text(), fingerprint: Digest::of(body).text(), each }
 }
 
 /// The header `Idempotency-Key`.

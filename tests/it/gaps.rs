@@ -17,6 +17,7 @@ use crate::support::{
     client::Dial,
     jwt::Jwt,
     proxy::{Flow, Proxy},
+    raw::Raw,
     redis::RedisServer,
     tab::{Position, Tab, for_all, for_group, for_user, group_tag, marker, member, quick, split},
 };
@@ -250,4 +251,106 @@ async fn a_flood_is_more_than_a_replica_can_take() {
         }
         assert!(gaps(&far, "lagged").await >= 1.0, "nothing was dropped, so nothing was tested");
     }
+}
+
+/// The subscriber is faster than the worker that writes to the sockets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_is_more_than_a_worker_can_take() {
+    use nix::sys::signal::Signal;
+    const EVENTS: usize = 12_000;
+    let redis = RedisServer::start().await;
+    let builder = Builder::production().set("history.events", "20000");
+    let builder = quick(builder.set("history.bytes", "64MiB"), &redis);
+    let crowded = builder.clone().set("public.workers", "1");
+    let (far, near) = tokio::join!(crowded.spawn(), builder.spawn());
+    let dial = |n| Dial::to(&far).query(&Jwt::of(&format!("user-{n}")).sign());
+    let mut few = Vec::new();
+    for n in 0..5 {
+        few.push(dial(n).open().await);
+    }
+    // They take in whatever comes, and only make work.
+    let mut crowd = tokio::task::JoinSet::new();
+    for n in 0..400 {
+        let Raw { reader, writer, .. } = dial(n).raw().await;
+        let mut stream = reader.into_stream(writer);
+        crowd.spawn(async move { tokio::io::copy(&mut stream, &mut tokio::io::sink()).await });
+    }
+    far.process.signal(Signal::SIGSTOP);
+    let url = format!("http://{}/v1/events/batch", near.internal);
+    for first in (0..EVENTS).step_by(1_000) {
+        let part = (first..first + 1_000).map(|n| ("all", n.to_string())).collect();
+        publish(&near.http, &url, part, &mut Accepted::new()).await;
+    }
+    far.process.signal(Signal::SIGCONT);
+    for ws in &mut few {
+        for n in 0..EVENTS {
+            let (_, text) = ws.text(PATIENCE).await;
+            assert!(text.ends_with(&format!(r#""data":{{"mk":"{n}"}}}}"#)), "{n} is not {text}");
+        }
+    }
+    let full = [("reason", "worker_lagged")];
+    let dropped = far.metrics().await.get("messages_dropped_total", &full);
+    assert!(dropped >= 1.0, "it had room for everything, so nothing was tested");
+}
+
+/// More is missed in some channels than is kept, and nothing in others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gap_in_several_channels_is_told_to_those_who_are_in_them() {
+    let redis = RedisServer::start().await;
+    let builder = quick(Builder::production().set("history.events", "5"), &redis);
+    let mut proxy = Proxy::start(redis.address()).await;
+    let far = builder.clone().redis_at(&format!("redis://{}", proxy.address));
+    let (far, near) = tokio::join!(far.spawn(), builder.spawn());
+    let dial = |replica: &Replica, user: &str, groups: &[&str]| {
+        Dial::to(replica).query(&Jwt::of(user).groups(groups).sign())
+    };
+    let mut tabs = Vec::new();
+    for (user, groups) in [("in-both", &[GROUP, "calm"][..]), ("outside", &["calm"])] {
+        let road = dial(&far, user, groups);
+        tabs.push((user, groups, Tab::open(&road).await));
+        tabs.push((user, groups, Tab::open(&road.sse()).await));
+    }
+    proxy.refuse().await;
+    proxy.cut();
+    let url = format!("http://{}/v1/events/batch", near.internal);
+    let mut accepted = Accepted::new();
+    for channel in [GROUP, "all"] {
+        // Redis drops whole pages of up to a hundred.
+        let part = (0..600).map(|n| (channel, n.to_string())).collect();
+        publish(&near.http, &url, part, &mut accepted).await;
+    }
+    for user in ["in-both", "outside"] {
+        publish(&near.http, &url, vec![(user, "own".into())], &mut accepted).await;
+    }
+    proxy.allow().await;
+    for (user, groups, tab) in &mut tabs {
+        let mut missing = vec!["b".to_owned()];
+        missing.extend(groups.contains(&GROUP).then(|| group_tag(GROUP)));
+        let mut own = false;
+        while !missing.is_empty() || !own {
+            let frame = tab.next().await;
+            if frame["type"] != "belfry.resync" {
+                assert_eq!(marker(&frame), "own");
+                own = true;
+                continue;
+            }
+            for lost in frame["lost"].as_array().expect("a list") {
+                let index = missing.iter().position(|tag| lost == tag);
+                missing.swap_remove(index.unwrap_or_else(|| panic!("for {user}: {frame}")));
+            }
+        }
+        // Each begins where it was told, on any replica.
+        let cursor = tab.cursor.to_string();
+        let mut back = Tab::resume(&dial(&near, user, groups), &cursor).await;
+        back.is_whole();
+        assert_eq!(back.replay().await, Vec::<Value>::new(), "{user}");
+    }
+    publish(&near.http, &url, vec![(GROUP, "last".into()), ("all", "last".into())], &mut accepted)
+        .await;
+    for (_, groups, tab) in &mut tabs {
+        for _ in 0..=usize::from(groups.contains(&GROUP)) {
+            assert_eq!(marker(&tab.next().await), "last");
+        }
+    }
+    assert!(gaps(&far, "reconnected").await >= 1.0);
 }

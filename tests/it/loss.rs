@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use serde_json::json;
+use tokio::time::{Duration, sleep};
 
 use crate::support::{
     PATIENCE,
@@ -117,6 +118,12 @@ async fn the_last_second_of_redis_is_put_back() {
     mortal.redis.restart().await;
     accepted_again(&two, "after").await;
     wanted.push("after".into());
+    for replica in [&one, &two] {
+        until("connections are taken again", PATIENCE, async || {
+            dial(replica, "alice").try_connect().await.ok()
+        })
+        .await;
+    }
     for tab in &mut here {
         let got = each(tab, "after").await;
         for of in got {
@@ -224,4 +231,48 @@ async fn where_something_newer_stands_the_loss_is_kept() {
     put(&one, &for_user("bob", "last")).await;
     assert_eq!(marker(&bob.next().await), "last");
     assert!(one.log().contains("Redis had lost acknowledged events"));
+}
+
+/// It is down for longer than events are remembered while all is well, and as soon as it has been
+/// given them back, it crashes again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_crashes_again_is_given_everything_again() {
+    let mut mortal = Mortal::start().await;
+    let start = || quick(Builder::production(), &mortal.redis).spawn();
+    let (one, two) = tokio::join!(start(), start());
+    let mut here = Tab::open(&dial(&one, "alice")).await;
+    accepted_again(&one, "first").await;
+    each(&mut here, "first").await;
+    let away = here.cursor.to_string();
+    let moment = mortal.moment();
+    let mut wanted = Vec::new();
+    for n in 0..6 {
+        let replica = if n % 2 == 0 { &one } else { &two };
+        let mk = n.to_string();
+        for event in [for_user("alice", &mk), for_group("staff", &mk), for_all(&mk)] {
+            put(replica, &event).await;
+        }
+        wanted.push(mk);
+    }
+    mortal.crash(moment);
+    // As long as the fault is to last.
+    sleep(Duration::from_secs(6)).await;
+    for mk in ["between", "after"] {
+        mortal.redis.restart().await;
+        accepted_again(&one, mk).await;
+        wanted.push(mk.into());
+        until("connections are taken again", PATIENCE, async || {
+            dial(&two, "alice").try_connect().await.ok()
+        })
+        .await;
+        let mut back = Tab::resume(&dial(&two, "alice"), &away).await;
+        back.is_whole();
+        for of in each(&mut back, mk).await {
+            assert_eq!(of, wanted);
+        }
+        for of in each(&mut here, mk).await {
+            assert!(wanted.ends_with(&of), "{of:?}");
+        }
+        mortal.crash(moment);
+    }
 }

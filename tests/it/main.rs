@@ -46,6 +46,7 @@ mod limits_user;
 mod liveness;
 mod logs;
 mod loss;
+mod mixed;
 mod ops;
 mod presence;
 mod protocol;

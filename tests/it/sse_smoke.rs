@@ -218,7 +218,7 @@ async fn s04_a_slow_reader_that_comes_back_is_told() {
     assert_eq!(goodbye["retry_after_ms"], retry);
 }
 
-/// The queue never fills here: the kernel gives a peer up that takes nothing for 45 s.
+/// The queue never fills here: the kernel gives a peer up that takes nothing for 40 s.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h01_a_peer_that_takes_nothing_is_gone_within_a_minute() {
     let replica = Builder::production()

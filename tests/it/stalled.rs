@@ -154,3 +154,37 @@ async fn stalled_readers_cost_others_nothing_are_gone_in_time_and_resume() {
         }
     }
 }
+
+/// Nothing is queued for it, so no queue can be full: what ends it is that its socket takes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_that_stall_in_a_replay_are_gone_in_time_and_resume() {
+    let redis = RedisServer::start().await;
+    let builder = Builder::production().set("history.events", "1000").set("history.bytes", "32MiB");
+    let replica = quick(builder, &redis).spawn().await;
+    let road = dial(&replica, "alice");
+    let begin = Tab::open(&road).await.cursor;
+    for n in 0..EVENTS {
+        let mut event = numbered(n);
+        event["data"]["pad"] = json!("x".repeat(60_000));
+        replica.event(&event).await;
+    }
+    replica.metric_is("connections", 0.0, PATIENCE).await;
+    let before = sockets(&replica);
+    let raw = Raw::narrow(&road.clone().since(&begin.to_string()), 4_096).await.welcome().await;
+    let sse = Sse::narrow(&road.clone().sse().since(&begin.to_string()), 4_096).await;
+    sse.reads(false);
+    replica.metric_is("connections", 2.0, PATIENCE).await;
+    replica.metric_is("connections", 0.0, GONE).await;
+    until("their sockets are gone", PATIENCE, async || {
+        (sockets(&replica) <= before + 1).then_some(())
+    })
+    .await;
+    drop((raw, sse));
+    for road in [road.clone(), road.sse()] {
+        let mut tab = Tab::resume(&road, &begin.to_string()).await;
+        tab.is_whole();
+        let replay = tab.replay().await;
+        let got: Vec<_> = replay.iter().map(|frame| frame["data"]["n"].as_u64()).collect();
+        assert_eq!(got, (0..EVENTS).map(|n| u64::try_from(n).ok()).collect::<Vec<_>>());
+    }
+}

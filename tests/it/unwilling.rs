@@ -107,8 +107,11 @@ async fn refuses_for_a_while(Way { begin, end, says }: Way) {
         }
         _ => is_away(&results),
     }
-    let ready = replica.becomes("/readyz", 503, PATIENCE).await;
-    assert!(ready.text.contains(says), "{ready:?}");
+    until("/readyz says why", PATIENCE, async || {
+        let ready = replica.get("/readyz").await;
+        (ready.status == 503 && ready.text.contains(says)).then_some(())
+    })
+    .await;
     assert_eq!(replica.get("/livez").await.status, 200);
     assert_eq!((kept(), redis.cli(&["GET", "ws:last:user:alice"])), before, "half done");
     assert_eq!(redis.cli(&["KEYS", "ws:idempotency:*"]), "", "a key stands for nothing");

@@ -76,6 +76,15 @@ impl Recent {
         Snapshot { entries, forgotten: std::mem::take(&mut state.forgotten) }
     }
 
+    /// Redis was given them back just now, and may lose them as well: they are as young as what it
+    /// acknowledges now.
+    pub(super) fn renew(&self) {
+        let now = Instant::now();
+        for (since, _) in &mut self.state().entries {
+            *since = now;
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change is whole, so a poisoned lock is as good as new.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -138,6 +147,11 @@ mod tests {
         // Redis is away, and nothing is acknowledged: nothing is forgotten.
         tokio::time::advance(TIME * 10).await;
         assert_eq!(recent.snapshot().entries.len(), 6);
+        recent.renew();
+        tokio::time::advance(TIME).await;
+        recent.tidy();
+        assert_eq!(recent.snapshot().entries.len(), 6);
+        tokio::time::advance(TIME).await;
         recent.tidy();
         assert!(recent.snapshot().entries.is_empty());
         assert_eq!(recent.state().bytes, 0);

@@ -206,6 +206,7 @@ impl Setup {
         let Tally { there, back, older, lost, channels } = tally;
         let told = channels.len();
         self.tell(turn, channels).await?;
+        self.recent.renew();
         if back + older + lost > 0 {
             tracing::warn!(there, back, older, lost, told, "Redis had lost acknowledged events");
             // Others may be about to put theirs back, and a newer event would be in their way.
