@@ -144,6 +144,11 @@ impl Calls {
         Call { keys: vec![stream, last, epoch], arguments, whole: false }
     }
 
+    /// How long what is remembered of channels lives, as an argument.
+    pub(super) fn meta_ttl(&self) -> Value {
+        millis(self.bounds.meta_ttl).into()
+    }
+
     /// Puts an event back.
     pub(super) fn restore(&self, entry: &Entry, force: bool) -> Call {
         let Keys { stream, last, epoch } = self.names.keys(&entry.channel);

@@ -23,6 +23,7 @@ mod link;
 mod names;
 mod pipeline;
 mod publisher;
+mod pulse;
 mod quiet;
 mod recent;
 mod scripts;

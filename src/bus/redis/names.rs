@@ -63,6 +63,12 @@ impl Names {
         self.keys_of(self.channel(&Destination::Events(channel.clone())))
     }
 
+    /// Where the server's own time is written, and its epoch; `None` on a cluster, which has one of
+    /// these for each slot.
+    pub(super) fn pulse(&self) -> Option<(String, String)> {
+        self.slots.is_none().then(|| (self.key("pulse"), self.key("epoch")))
+    }
+
     /// The keys of probes on a channel: they need the same rights as those of events, and have
     /// nothing to do with what is kept there.
     pub(super) fn probe_keys(&self, to: &Destination) -> Keys {

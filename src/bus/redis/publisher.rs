@@ -108,6 +108,7 @@ impl RedisPublisher {
                 // forgotten after a long outage.
                 if self.commands.is_up() {
                     self.recent.tidy();
+                    self.server.pulse.beat(&turn, &self.calls).await?;
                 }
                 Ok(())
             }

@@ -15,6 +15,7 @@ use fred::interfaces::ClientLike;
 use super::{
     calls::Calls,
     commands::Turn,
+    pulse::Pulse,
     recent::{Entry, Recent, Snapshot},
     scripts::{Call, Scripts},
 };
@@ -39,6 +40,8 @@ pub(super) struct Server {
     /// It drops keys to make room, so that a missing key proves nothing.
     forgetful: AtomicBool,
     state: Mutex<State>,
+    /// Its time, as far as it was acknowledged.
+    pub(super) pulse: Pulse,
 }
 
 #[derive(Debug, Default)]
@@ -132,6 +135,12 @@ impl Setup {
         self.show(turn).await?;
         let info = self.ask(turn).await?;
         if self.server.learn(info.as_deref()) {
+            if self.server.pulse.check(turn, &self.calls).await? {
+                tracing::error!(
+                    "Redis has lost more than its last seconds: all clients are told to reload; \
+                     it should have an append-only file"
+                );
+            }
             let restored = self.restore(turn).await;
             if restored.is_err() {
                 // The next connection begins again.

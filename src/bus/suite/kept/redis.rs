@@ -233,12 +233,13 @@ async fn every_key_of_an_event_ends() {
         ("ws:user:alice", hour),
         ("ws:last:user:alice", 24 * hour),
         ("ws:epoch", 24 * hour),
+        ("ws:pulse", 24 * hour),
         ("ws:idempotency:k", 300_000),
     ] {
         let left = ttl(&bus.says(&["PTTL", key]).await);
         assert!(left > most - 60_000 && left <= most, "{key}: {left}");
     }
-    assert_eq!(bus.says(&["DBSIZE"]).await, ":4\r\n");
+    assert_eq!(bus.says(&["DBSIZE"]).await, ":5\r\n");
     // The epoch is renewed by whoever reads.
     bus.says(&["PEXPIRE", "ws:epoch", "1000"]).await;
     bus.read(alice(), None, 0).await;
@@ -391,6 +392,33 @@ async fn what_redis_lost_is_put_back_under_its_own_id() {
     assert_eq!(places(&bus.read(alice(), Some(Position::ZERO), 9).await), places(&before));
     let next = bus.keep(alice(), "5").await;
     assert!(next > third && second < third);
+}
+
+/// More is lost than anyone remembers, and what is left looks whole: all of it begins anew.
+#[tokio::test]
+async fn a_redis_that_went_far_back_proves_nothing_from_before() {
+    let mut bus = with(BOUNDS).await;
+    let probe =
+        || Message { to: Destination::Control, payload: envelope::encode_probe("r:1").unwrap() };
+    let first = bus.keep(alice(), "1").await;
+    bus.publisher.probe(probe()).await.unwrap();
+    bus.says(&["SAVE"]).await;
+    for (away, whole) in [(0, true), (6, false)] {
+        let lost = bus.keep(alice(), "2").await;
+        for _ in 0..away {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            bus.publisher.probe(probe()).await.unwrap();
+        }
+        bus.crash().await;
+        bus.up().await;
+        let after = bus.read(alice(), Some(first), 9).await;
+        let proof = after.proof(&alice(), Claim::Client(first));
+        assert_eq!(proof == Proof::Whole, whole, "{away} {after:?}");
+        assert_eq!(after.kept.iter().any(|kept| kept.at == lost), whole, "{away}");
+    }
+    let next = bus.keep(alice(), "3").await;
+    let after = bus.read(alice(), Some(next), 9).await;
+    assert_eq!(after.proof(&alice(), Claim::Client(next)), Proof::Whole, "it goes on from there");
 }
 
 /// Longer than events are remembered while all is well; and the subscriber's probes go over the new
