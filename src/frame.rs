@@ -18,9 +18,13 @@ const HEADER_BYTES: usize = 10;
 /// is asked to do so in a day.
 const STAY_AWAY_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// One or more encoded WebSocket frames, ready for the socket. Cloning shares the bytes.
+/// One or more encoded WebSocket frames, ready for the socket. Cloning shares the bytes; a queue
+/// holds one pointer for each.
 #[derive(Clone, Debug)]
-pub struct Frame {
+pub struct Frame(Arc<Inner>);
+
+#[derive(Clone, Debug)]
+struct Inner {
     wire: Bytes,
     received: Option<Instant>,
     mark: Option<Mark>,
@@ -39,7 +43,20 @@ pub struct Mark {
 
 impl Frame {
     fn plain(wire: BytesMut) -> Self {
-        Self { wire: wire.freeze(), received: None, mark: None, cursor: None, retry_ms: None }
+        let wire = wire.freeze();
+        Self(Arc::new(Inner { wire, received: None, mark: None, cursor: None, retry_ms: None }))
+    }
+
+    /// The same with a change; what is shared already is copied first.
+    fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// Bytes that go before every frame: the head of the answer to an upgrade.
+    #[must_use]
+    pub fn head(wire: BytesMut) -> Self {
+        Self::plain(wire)
     }
 
     /// A text frame with this JSON.
@@ -53,32 +70,32 @@ impl Frame {
     /// An event that reached this replica at `received`, which delivery times count from.
     #[must_use]
     pub fn event(json: &str, received: Instant) -> Self {
-        Self { received: Some(received), ..Self::text(json) }
+        Self::text(json).with(|inner| inner.received = Some(received))
     }
 
     /// After this frame its client stands here.
     #[must_use]
     pub fn at(self, mark: Mark) -> Self {
-        Self { mark: Some(mark), ..self }
+        self.with(|inner| inner.mark = Some(mark))
     }
 
     /// After this frame its client stands here, in all its channels.
     #[must_use]
     pub fn resets(self, cursor: Cursor) -> Self {
-        Self { cursor: Some(Arc::new(cursor)), ..self }
+        self.with(|inner| inner.cursor = Some(Arc::new(cursor)))
     }
 
     /// Where its client stands in all its channels after it; `None` for frames that do not say so.
     #[must_use]
     pub fn cursor(&self) -> Option<&Cursor> {
-        self.cursor.as_deref()
+        self.0.cursor.as_deref()
     }
 
     /// When its client is to come back, in milliseconds; only a goodbye says so. SSE writes it into
     /// the `retry:` line.
     #[must_use]
     pub fn retry_ms(&self) -> Option<u64> {
-        self.retry_ms
+        self.0.retry_ms
     }
 
     /// Nothing for this client under this id, so that the chain holds for everyone.
@@ -91,29 +108,30 @@ impl Frame {
     /// Where its client stands after it; `None` for what is not kept.
     #[must_use]
     pub fn mark(&self) -> Option<&Mark> {
-        self.mark.as_ref()
+        self.0.mark.as_ref()
     }
 
     /// The JSON of a text frame, without what WebSocket puts around it; `None` for a frame of
     /// another kind.
     #[must_use]
     pub fn json(&self) -> Option<Bytes> {
-        let text = self.wire.first() == Some(&0x81);
-        let (header, len) = match self.wire.get(1)? {
-            126 => (4, usize::from(u16::from_be_bytes(self.wire.get(2..4)?.try_into().ok()?))),
+        let wire = &self.0.wire;
+        let text = wire.first() == Some(&0x81);
+        let (header, len) = match wire.get(1)? {
+            126 => (4, usize::from(u16::from_be_bytes(wire.get(2..4)?.try_into().ok()?))),
             127 => {
-                let len = u64::from_be_bytes(self.wire.get(2..10)?.try_into().ok()?);
+                let len = u64::from_be_bytes(wire.get(2..10)?.try_into().ok()?);
                 (10, usize::try_from(len).ok()?)
             }
             short => (2, usize::from(*short)),
         };
-        (text && self.wire.len() >= header + len).then(|| self.wire.slice(header..header + len))
+        (text && wire.len() >= header + len).then(|| wire.slice(header..header + len))
     }
 
     /// The same, as one that reached this replica now, out of the history.
     #[must_use]
     pub fn arrived(self) -> Self {
-        Self { received: Some(Instant::now()), ..self }
+        self.with(|inner| inner.received = Some(Instant::now()))
     }
 
     /// A pong with the payload of the ping it answers (RFC 6455 §5.5.3).
@@ -157,25 +175,25 @@ impl Frame {
     /// Bytes on the wire.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.wire.len()
+        self.0.wire.len()
     }
 
     /// Whether there is nothing to write; never true of a frame made here.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.wire.is_empty()
+        self.0.wire.is_empty()
     }
 
     /// When the event in it reached this replica; `None` for what the server says by itself.
     #[must_use]
     pub fn received(&self) -> Option<Instant> {
-        self.received
+        self.0.received
     }
 
     /// The bytes for the socket.
     #[must_use]
-    pub fn into_wire(self) -> Bytes {
-        self.wire
+    pub fn wire(&self) -> &Bytes {
+        &self.0.wire
     }
 }
 
@@ -285,7 +303,7 @@ pub fn farewell(
     let reason = truncate(detail.unwrap_or_else(|| cause.label()), 123);
     let goodbye = Notice::Goodbye { code: cause.code(), reason, retry_after_ms }.frame();
     let retry_ms = Some(retry_after_ms.unwrap_or(STAY_AWAY_MS));
-    [Frame { retry_ms, ..goodbye }, Frame::close(cause.code(), reason)]
+    [goodbye.with(|inner| inner.retry_ms = retry_ms), Frame::close(cause.code(), reason)]
 }
 
 #[cfg(test)]
@@ -298,7 +316,7 @@ mod tests {
             let frame = Frame::text(&"x".repeat(len));
             assert_eq!(frame.len(), len + header, "{len}");
         }
-        assert_eq!(&Frame::text("hi").into_wire()[..], b"\x81\x02hi");
+        assert_eq!(&Frame::text("hi").wire()[..], b"\x81\x02hi");
     }
 
     #[test]
@@ -314,7 +332,7 @@ mod tests {
 
     #[test]
     fn close_carries_code_and_reason() {
-        assert_eq!(&Frame::close(4408, "no_pong").into_wire()[..], b"\x88\x09\x11\x38no_pong");
+        assert_eq!(&Frame::close(4408, "no_pong").wire()[..], b"\x88\x09\x11\x38no_pong");
     }
 
     #[test]
@@ -327,10 +345,10 @@ mod tests {
     fn goodbye_comes_before_the_close() {
         let [goodbye, close] = farewell(CloseCause::Restart, Some(1500), None);
         assert_eq!(
-            &goodbye.into_wire()[2..],
+            &goodbye.wire()[2..],
             br#"{"type":"belfry.goodbye","code":1012,"reason":"restart","retry_after_ms":1500}"#
         );
-        assert_eq!(close.into_wire()[0], 0x88);
+        assert_eq!(close.wire()[0], 0x88);
     }
 
     #[test]

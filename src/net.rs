@@ -16,6 +16,7 @@ use std::{
 
 use actix_codec::{AsyncRead, AsyncWrite, ReadBuf};
 use actix_rt::net::TcpStream;
+use futures_util::future::LocalBoxFuture;
 use socket2::{SockRef, TcpKeepalive};
 
 /// Unacknowledged or unsendable data for this long ends the connection in the kernel. It is the
@@ -49,6 +50,7 @@ enum Wish {
 pub struct Link(Rc<LinkState>);
 
 struct LinkState {
+    next: Cell<Option<LocalBoxFuture<'static, ()>>>,
     wish: Cell<Wish>,
     reader: RefCell<Option<Waker>>,
     writer: RefCell<Option<Waker>>,
@@ -57,6 +59,18 @@ struct LinkState {
 }
 
 impl Link {
+    /// Names what goes on once HTTP is done with this connection, by a transport that has taken its
+    /// socket over.
+    pub fn hand_over(&self, next: LocalBoxFuture<'static, ()>) {
+        self.0.next.set(Some(next));
+    }
+
+    /// What goes on, if HTTP has handed the connection over.
+    #[must_use]
+    pub fn next(&self) -> Option<LocalBoxFuture<'static, ()>> {
+        self.0.next.take()
+    }
+
     /// What was handed over is still written, then the socket closes.
     pub fn finish(&self) {
         if self.0.wish.get() == Wish::None {
@@ -79,6 +93,11 @@ impl Link {
             Poll::Pending
         })
         .await;
+    }
+
+    /// Whether it was cut.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.0.wish.get() == Wish::Reset
     }
 
     /// Whether it was asked to close after what was handed over.
@@ -115,6 +134,7 @@ impl Socket {
         options.set_tcp_notsent_lowat(UNSENT)?;
         options.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
         let state = LinkState {
+            next: Cell::new(None),
             wish: Cell::new(Wish::None),
             reader: RefCell::new(None),
             writer: RefCell::new(None),
@@ -130,11 +150,16 @@ impl Socket {
         self.link.clone()
     }
 
+    /// The socket itself, for a transport that drives it without actix. Its task looks at
+    /// [`Link::is_reset`] by itself.
+    #[must_use]
+    pub fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
     /// Notes who is to be woken when the link is cut; an error when it has been.
     fn check(&self, slot: &RefCell<Option<Waker>>, cx: &Context<'_>) -> io::Result<()> {
-        if self.link.0.wish.get() == Wish::Reset {
-            // With a linger time of zero the kernel drops what it holds and sends RST (tcp(7)).
-            SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO))?;
+        if self.link.is_reset() {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by the server"));
         }
         let mut slot = slot.borrow_mut();
@@ -158,6 +183,12 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        // With a linger time of zero the kernel drops what it holds and sends RST (tcp(7)).
+        if self.link.is_reset()
+            && let Err(error) = SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO))
+        {
+            tracing::debug!(%error, "a socket is closed instead of reset");
+        }
         self.link.0.closed.set(true);
         if let Some(waker) = self.link.0.watcher.borrow_mut().take() {
             waker.wake();

@@ -3,6 +3,10 @@
 //! It is the one object that the shard, the socket, the timer wheel and the connection's actor
 //! share. All of them live on one worker thread, so it needs no lock and nothing here awaits.
 //!
+//! There are two ways out. A transport of actix takes frame by frame ([`Outbox::poll_frame`]) when
+//! its task runs. A socket that was taken over is a [`Sink`]: the shard itself writes to it, all
+//! that waits in one system call, and only what it does not take is left to the task.
+//!
 //! The story of the slow consumer is this file: the queue is bounded in frames and in bytes; when
 //! it is full the peer is too slow, the queue is dropped as a whole, and the actor closes with
 //! 1013 so that the client resumes. Nothing is dropped in silence and nothing grows.
@@ -11,10 +15,12 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     future::poll_fn,
+    io::{self, IoSlice},
     rc::Rc,
     task::{Context, Poll, Waker},
 };
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::{event::CloseCause, frame::Frame, telemetry::WorkerMetrics};
@@ -33,6 +39,33 @@ impl Bounds {
         state.queue.is_empty()
             || state.queue.len() <= self.frames / 2 && state.bytes + bytes <= self.bytes / 2
     }
+}
+
+/// A socket that takes bytes at once, or says [`io::ErrorKind::WouldBlock`].
+pub trait Sink {
+    /// Writes some of these bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    fn try_write(&self, bytes: &[IoSlice<'_>]) -> io::Result<usize>;
+}
+
+/// Frames that are written by one system call at most.
+const GATHER: usize = 64;
+/// Frames that an idle connection's queue may have room for; a burst's memory is given back.
+const SPARE: usize = 16;
+
+/// What a flush left.
+#[derive(Debug)]
+pub enum Flushed {
+    /// Nothing; more may come.
+    Empty,
+    /// Nothing, and the connection has ended.
+    Ended,
+    /// Frames that the socket does not take for now.
+    Blocked,
+    /// Frames that it will never take.
+    Broken(io::Error),
 }
 
 /// What became of a frame.
@@ -76,6 +109,13 @@ enum Phase {
 struct State {
     queue: VecDeque<Frame>,
     bytes: usize,
+    /// Bytes of the first frame that are written: what follows it on the socket is the rest of it,
+    /// whatever happens.
+    begun: usize,
+    sink: Option<Rc<dyn Sink>>,
+    /// Someone has promised to flush: the shard at the end of its turn, or the task once the socket
+    /// takes more.
+    promised: bool,
     /// Only the newest ping has to be answered (RFC 6455 §5.5.3), so a flood of pings to a peer
     /// that does not read costs one slot.
     pong: Option<Frame>,
@@ -108,6 +148,9 @@ impl Outbox {
             state: RefCell::new(State {
                 queue: VecDeque::new(),
                 bytes: 0,
+                begun: 0,
+                sink: None,
+                promised: false,
                 pong: None,
                 phase: Phase::Open,
                 socket: None,
@@ -126,9 +169,46 @@ impl Outbox {
         })
     }
 
+    /// Writes to this socket from now on, instead of handing out frames.
+    pub fn attach(&self, sink: Rc<dyn Sink>) {
+        self.state.borrow_mut().sink = Some(sink);
+    }
+
     /// Queues a frame, or ends the connection as too slow. Never waits.
     pub fn deliver(&self, frame: &Frame) -> Push {
         let mut state = self.state.borrow_mut();
+        let push = self.queue(&mut state, frame);
+        if push == Push::Queued {
+            wake(&mut state.socket);
+        }
+        drop(state);
+        self.judge(push)
+    }
+
+    /// The same, for whoever delivers to many and then flushes those that are `unwritten`.
+    pub fn post(self: &Rc<Self>, frame: &Frame, unwritten: &mut Vec<Rc<Self>>) -> Push {
+        let mut state = self.state.borrow_mut();
+        let push = self.queue(&mut state, frame);
+        if push == Push::Queued {
+            if state.sink.is_none() {
+                wake(&mut state.socket);
+            } else if !state.promised {
+                state.promised = true;
+                unwritten.push(Rc::clone(self));
+            }
+        }
+        drop(state);
+        self.judge(push)
+    }
+
+    fn judge(&self, push: Push) -> Push {
+        if let Push::Overflow(_) = push {
+            self.request_close(CloseCause::SlowConsumer);
+        }
+        push
+    }
+
+    fn queue(&self, state: &mut State, frame: &Frame) -> Push {
         let event = usize::from(frame.received().is_some());
         if state.phase != Phase::Open {
             self.metrics.dropped(event);
@@ -138,18 +218,15 @@ impl Outbox {
             || (state.queue.len() < self.bounds.frames
                 && state.bytes + frame.len() <= self.bounds.bytes);
         if !fits {
-            let dropped = self.clear(&mut state) + event;
+            let dropped = self.clear(state) + event;
             self.metrics.dropped(dropped);
             state.phase = Phase::Closing;
             wake(&mut state.replay);
-            drop(state);
-            self.request_close(CloseCause::SlowConsumer);
             return Push::Overflow(dropped);
         }
         state.bytes += frame.len();
         self.metrics.queued(frame.len());
         state.queue.push_back(frame.clone());
-        wake(&mut state.socket);
         Push::Queued
     }
 
@@ -218,10 +295,7 @@ impl Outbox {
             if self.bounds.has_room(&state, state.wanted) {
                 wake(&mut state.replay);
             }
-            if state.queue.is_empty() && state.queue.capacity() > 64 {
-                // A burst has passed; an idle connection keeps no memory of it.
-                state.queue = VecDeque::new();
-            }
+            state.shrink();
             return Poll::Ready(Some(frame));
         }
         if state.phase == Phase::Ended {
@@ -231,11 +305,71 @@ impl Outbox {
         Poll::Pending
     }
 
+    /// Writes what is queued to the socket that was attached, joined.
+    pub fn flush(&self) -> Flushed {
+        let mut state = self.state.borrow_mut();
+        let flushed = self.write(&mut state);
+        state.promised = matches!(flushed, Flushed::Blocked);
+        if !matches!(flushed, Flushed::Empty) {
+            wake(&mut state.socket);
+        }
+        flushed
+    }
+
+    /// The same from the socket's own task, which is woken when there is more to write. Where it is
+    /// blocked, the task has to wait for the socket as well.
+    pub fn poll_flush(&self, cx: &Context<'_>) -> Flushed {
+        let mut state = self.state.borrow_mut();
+        let flushed = self.write(&mut state);
+        state.promised = matches!(flushed, Flushed::Blocked);
+        remember(&mut state.socket, cx);
+        flushed
+    }
+
+    fn write(&self, state: &mut State) -> Flushed {
+        loop {
+            if let Some(pong) = state.pong.take() {
+                state.bytes += pong.len();
+                self.metrics.queued(pong.len());
+                state.queue.insert(usize::from(state.begun > 0), pong);
+            }
+            if state.queue.is_empty() {
+                let ended = state.phase == Phase::Ended;
+                return if ended { Flushed::Ended } else { Flushed::Empty };
+            }
+            match state.hand_over() {
+                Ok(written) => self.advance(state, written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Flushed::Broken(error),
+            }
+        }
+    }
+
+    /// So many more bytes are written.
+    fn advance(&self, state: &mut State, written: usize) {
+        state.begun += written;
+        while let Some(first) = state.queue.front()
+            && state.begun >= first.len()
+        {
+            state.begun -= first.len();
+            state.bytes -= first.len();
+            self.metrics.written(first.len(), first.received());
+            state.queue.pop_front();
+        }
+        if self.bounds.has_room(state, state.wanted) {
+            wake(&mut state.replay);
+        }
+        state.shrink();
+    }
+
     /// The socket's side: it is gone, whatever is queued will never be written.
     pub fn socket_gone(&self) {
         self.gone.set(true);
         let mut state = self.state.borrow_mut();
         state.phase = Phase::Ended;
+        state.sink = None;
+        state.begun = 0;
         let dropped = self.clear(&mut state);
         self.metrics.dropped(dropped);
         wake(&mut state.replay);
@@ -302,12 +436,35 @@ impl Outbox {
         Poll::Pending
     }
 
+    /// Drops what is queued, but for a frame that is written in part.
     fn clear(&self, state: &mut State) -> usize {
+        let begun = if state.begun > 0 { state.queue.pop_front() } else { None };
         let dropped = state.queue.iter().filter(|frame| frame.received().is_some()).count();
-        self.metrics.unqueued(state.bytes);
-        state.queue = VecDeque::new();
-        state.bytes = 0;
+        let stays = begun.as_ref().map_or(0, Frame::len);
+        self.metrics.unqueued(state.bytes - stays);
+        state.queue = begun.into_iter().collect();
+        state.bytes = stays;
         dropped
+    }
+}
+
+impl State {
+    /// Offers the socket what is queued.
+    fn hand_over(&self) -> io::Result<usize> {
+        let Some(sink) = &self.sink else { return Err(io::ErrorKind::NotConnected.into()) };
+        let mut skip = self.begun;
+        let frames = self.queue.iter().take(GATHER).map(|frame| {
+            let rest = frame.wire().get(std::mem::take(&mut skip)..).unwrap_or_default();
+            IoSlice::new(rest)
+        });
+        let slices: SmallVec<[IoSlice<'_>; GATHER]> = frames.collect();
+        sink.try_write(&slices)
+    }
+
+    fn shrink(&mut self) {
+        if self.queue.is_empty() && self.queue.capacity() > SPARE {
+            self.queue = VecDeque::new();
+        }
     }
 }
 

@@ -158,6 +158,7 @@ impl Parts {
         Ok(PublicServer {
             workers: config.public.workers,
             base_path: config.public.base_path.clone(),
+            transport: config.public.transport,
             connections: config.limits.connections,
             heartbeat: config.limits.heartbeat,
             leeway: config.auth.jwt.leeway,

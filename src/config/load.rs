@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::{
     Api, ApiKey, Auth, Config, Drain, Faults, History, Internal, Jwks, Limits, Log, LogFormat,
     Method, Profile, Public, Ready, Redis, Reject, Scope, Session, SessionFormat, Sources,
-    UserPolicy,
+    UserPolicy, WebSockets,
     fault::Problem,
     gate, layers,
     reader::{Reader, quoted, quoted_list},
@@ -98,6 +98,11 @@ fn public(reader: &mut Reader) -> Public {
         base_path: reader.string("public.base_path", rules::base_path),
         // The range fits.
         backlog: u32::try_from(reader.count("public.backlog", 1..=65_535)).unwrap_or(65_535),
+        transport: reader.choice(
+            "public.transport",
+            &[("direct", WebSockets::Direct), ("actix-ws", WebSockets::ActixWs)],
+            WebSockets::Direct,
+        ),
         tls: tls::read(reader, "public.tls", false),
     }
 }

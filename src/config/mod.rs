@@ -79,8 +79,19 @@ pub struct Public {
     pub base_path: String,
     /// Connections that may wait in the kernel to be accepted.
     pub backlog: u32,
+    /// What bears `WebSocket`, where there is no TLS.
+    pub transport: WebSockets,
     /// `None`: plain HTTP.
     pub tls: Option<tls::Tls>,
+}
+
+/// `public.transport`: what bears `WebSocket` on a listener without TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WebSockets {
+    /// The socket is taken over from HTTP at the upgrade: the least memory and CPU.
+    Direct,
+    /// The socket stays with HTTP, as it always does where TLS ends in the process.
+    ActixWs,
 }
 
 /// `[internal]`

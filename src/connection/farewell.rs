@@ -70,14 +70,16 @@ pub(super) async fn part<I: Inbound>(end: End, inbound: &mut I, outbox: &Outbox,
             link.finish();
         }
         // The peer may still be sending. Closing over unread input would reset the connection and
-        // the peer never see the code, so actix reads and discards for a while before it closes.
+        // the peer never see the code, so input is read and discarded for a while before the close.
         // Nor may the socket end before all is handed to it, which only the end of the body tells.
         Ended::Faulted | Ended::Mute => outbox.end(),
         Ended::Silent => link.reset(),
     }
+    let linger = matches!(ended, Ended::Faulted);
     let gone = async {
         if I::SPEAKS {
-            while outbox.signalled().await != Signal::Gone {}
+            let told = async { while outbox.signalled().await != Signal::Gone {} };
+            tokio::select! { () = told => {}, () = inbound.close(linger) => {} }
         } else {
             // A body that has ended is gone, and its last bytes may still wait for the peer.
             link.closed().await;

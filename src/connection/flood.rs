@@ -18,26 +18,32 @@ pub struct Allowance {
 /// to the protocol never meets the limit for those, and a flood of them does.
 const MESSAGE: NonZeroU32 = NonZeroU32::new(10).unwrap();
 
-/// Counts what a client sends.
-pub(super) struct Flood(Option<Bucket>);
+/// Counts what a client sends. Most clients send nothing but pongs, a heartbeat apart.
+pub(super) struct Flood {
+    allowance: Option<Allowance>,
+    bucket: Option<Box<Bucket>>,
+}
 
 impl Flood {
     /// `None`: no limit.
     pub(super) fn new(allowance: Option<Allowance>) -> Self {
-        Self(allowance.map(|Allowance { per_second, burst }| {
-            let count = per_second.saturating_mul(MESSAGE);
-            Bucket::new(count, Duration::from_secs(1), burst.saturating_mul(MESSAGE))
-        }))
+        Self { allowance, bucket: None }
     }
 
     /// Whether this was too much.
-    pub(super) fn exceeded(&self, received: &Received) -> bool {
+    pub(super) fn exceeded(&mut self, received: &Received) -> bool {
+        let Some(Allowance { per_second, burst }) = self.allowance else { return false };
         let cost = match received {
             Received::Text(_) | Received::Binary => MESSAGE,
             Received::Ping(_) | Received::Pong | Received::Piece => NonZeroU32::MIN,
             Received::Close(_) | Received::Fault(_) => return false,
         };
-        self.0.as_ref().is_some_and(|bucket| bucket.take(cost).is_err())
+        let bucket = self.bucket.get_or_insert_with(|| {
+            let count = per_second.saturating_mul(MESSAGE);
+            let burst = burst.saturating_mul(MESSAGE);
+            Box::new(Bucket::new(count, Duration::from_secs(1), burst))
+        });
+        bucket.take(cost).is_err()
     }
 }
 
@@ -55,7 +61,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn messages_have_a_burst_and_a_rate() {
-        let flood = flood();
+        let mut flood = flood();
         let text = || Received::Text(Bytes::new());
         for _ in 0..10 {
             assert!(!flood.exceeded(&text()));
@@ -70,7 +76,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pings_and_pieces_cost_a_tenth() {
-        let flood = flood();
+        let mut flood = flood();
         for _ in 0..50 {
             assert!(!flood.exceeded(&Received::Ping(Bytes::new())));
             assert!(!flood.exceeded(&Received::Piece));
@@ -81,7 +87,7 @@ mod tests {
 
     #[test]
     fn no_allowance_is_no_limit() {
-        let flood = Flood::new(None);
+        let mut flood = Flood::new(None);
         assert!((0..100_000).all(|_| !flood.exceeded(&Received::Binary)));
     }
 }

@@ -15,6 +15,8 @@ use actix_web::dev;
 use bytes::Bytes;
 use futures_core::Stream;
 
+use crate::event::CloseCause;
+
 /// Longest payload of a control frame (RFC 6455 §5.5).
 const CONTROL_BYTES: u64 = 125;
 /// The bit of the opcode that marks control frames.
@@ -24,11 +26,20 @@ const MASK: u8 = 0x80;
 
 /// What the guard objects to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Objection {
+pub(super) enum Objection {
     /// A frame declares more than is allowed.
     TooBig,
     /// A header that the protocol forbids.
     Malformed,
+}
+
+impl From<Objection> for CloseCause {
+    fn from(objection: Objection) -> Self {
+        match objection {
+            Objection::TooBig => Self::TooBig,
+            Objection::Malformed => Self::Protocol,
+        }
+    }
 }
 
 impl From<Objection> for PayloadError {
@@ -42,16 +53,22 @@ impl From<Objection> for PayloadError {
 
 /// Where in the stream of frames we are.
 #[derive(Debug)]
-struct Headers {
+pub(super) struct Headers {
     max: u64,
     header: [u8; 10],
-    have: usize,
+    have: u8,
     /// Bytes of mask and payload that still belong to the current frame.
     skip: u64,
 }
 
 impl Headers {
-    fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Objection> {
+    /// For frames of at most so many bytes.
+    pub(super) fn new(max: usize) -> Self {
+        Self { max: max as u64, header: [0; 10], have: 0, skip: 0 }
+    }
+
+    /// Looks at the bytes that came next.
+    pub(super) fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Objection> {
         while let Some((first, rest)) = bytes.split_first() {
             if self.skip > 0 {
                 let n = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
@@ -59,7 +76,7 @@ impl Headers {
                 bytes = bytes.get(n..).unwrap_or_default();
                 continue;
             }
-            self.header[self.have] = *first;
+            self.header[usize::from(self.have)] = *first;
             self.have += 1;
             bytes = rest;
             if let Some(length) = self.length()? {
@@ -89,7 +106,7 @@ impl Headers {
             127 => (8, 65_536),
             _ => return Ok(Some(short)),
         };
-        if self.have < 2 + extended {
+        if usize::from(self.have) < 2 + extended {
             return Ok(None);
         }
         let length = self.header[2..2 + extended]
@@ -112,8 +129,7 @@ pub(super) struct Guard {
 impl Guard {
     /// Lets frames of at most `max` bytes pass.
     pub(super) fn new(payload: dev::Payload, max: usize) -> Self {
-        let headers = Headers { max: max as u64, header: [0; 10], have: 0, skip: 0 };
-        Self { payload, headers }
+        Self { payload, headers: Headers::new(max) }
     }
 }
 
@@ -138,7 +154,7 @@ mod tests {
     use super::*;
 
     fn headers(max: u64) -> Headers {
-        Headers { max, header: [0; 10], have: 0, skip: 0 }
+        Headers::new(usize::try_from(max).unwrap())
     }
 
     #[test]

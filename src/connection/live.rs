@@ -52,8 +52,8 @@ pub(super) struct Live {
     /// A question about the credential that is under way; there is one at a time.
     pending: Option<LocalBoxFuture<'static, Answer>>,
     flood: Flood,
-    /// What is left of renewals.
-    renewals: Bucket,
+    /// What is left of renewals, once there was one.
+    renewals: Option<Box<Bucket>>,
     /// Look the session up once that is answered: it was asked before the reason to look.
     look_again: bool,
 }
@@ -82,7 +82,7 @@ impl Live {
             replay_again: false,
             pending: None,
             flood: Flood::new(settings.inbound),
-            renewals: Bucket::new(NonZeroU32::MIN, RENEWALS, RENEWALS_AT_ONCE),
+            renewals: None,
             look_again: false,
         }
     }
@@ -240,7 +240,10 @@ impl Live {
         if self.pending.is_some() {
             return self.say(&Notice::RenewalFailed { reason: "busy" }.frame());
         }
-        if self.renewals.take(NonZeroU32::MIN).is_err() {
+        let renewals = self.renewals.get_or_insert_with(|| {
+            Box::new(Bucket::new(NonZeroU32::MIN, RENEWALS, RENEWALS_AT_ONCE))
+        });
+        if renewals.take(NonZeroU32::MIN).is_err() {
             return self.say(&Notice::RenewalFailed { reason: "too_often" }.frame());
         }
         let renewal = self.settings.credentials.renew(token);

@@ -18,15 +18,20 @@ use crate::{
     timer::Timer,
 };
 
+pub mod direct;
 mod farewell;
 mod flood;
 mod guard;
+mod incoming;
 mod live;
 mod message;
 mod replay;
 pub mod session;
 pub mod sse;
 pub mod websocket;
+
+/// The subprotocol that the server answers with (contract §2).
+pub const PROTOCOL: &str = "belfry.v1";
 
 pub use flood::Allowance;
 
@@ -60,6 +65,14 @@ pub trait Inbound {
 
     /// The next thing the client sent; `None` when nothing more can come. Cancel safe.
     fn next(&mut self) -> impl Future<Output = Option<Received>>;
+
+    /// Brings what is queued to the socket and closes it, for a transport whose socket nobody else
+    /// drives. `linger`: the peer may still be sending; closing over unread input would reset the
+    /// connection, and the peer never see the close. The others are told by their socket.
+    fn close(&mut self, linger: bool) -> impl Future<Output = ()> {
+        let _ = linger;
+        std::future::pending()
+    }
 }
 
 /// Checks credentials of connections that are open. Implemented with `auth`, which this module
@@ -130,11 +143,12 @@ pub struct Connection<I> {
     pub hold: Box<dyn std::any::Any>,
 }
 
-impl<I: Inbound> Connection<I> {
+impl<I: Inbound + 'static> Connection<I> {
     /// Runs it to its end.
-    pub async fn run(self) {
+    #[must_use]
+    pub fn run(self) -> LocalBoxFuture<'static, ()> {
         let Self {
-            mut inbound,
+            inbound,
             outbox,
             link,
             registration,
@@ -148,13 +162,33 @@ impl<I: Inbound> Connection<I> {
         } = self;
         let mut live = Live::new(&outbox, registration, principal, &settings);
         live.begin(resumes, I::SPEAKS);
-        let end = live.run(&mut inbound, &timer).await;
+        let open = Open { inbound, live, timer, seat, outbox, link, settings, permit, hold };
+        Box::pin(Box::new(open).run())
+    }
+}
+
+/// A connection that runs. In a box, of which its future has only the address: a future keeps its
+/// arguments' places beside those that they are moved to.
+struct Open<I> {
+    inbound: I,
+    live: Live,
+    timer: Timer,
+    seat: Box<dyn std::any::Any>,
+    outbox: Rc<Outbox>,
+    link: Link,
+    settings: Rc<Settings>,
+    permit: Permit,
+    hold: Box<dyn std::any::Any>,
+}
+
+impl<I: Inbound> Open<I> {
+    async fn run(mut self: Box<Self>) {
+        let end = self.live.run(&mut self.inbound, &self.timer).await;
         // Out of the registry before the farewell: nothing is delivered after it.
-        drop(live);
-        drop((timer, seat));
-        settings.metrics.close(end.cause());
-        part(end, &mut inbound, &outbox, &link).await;
-        drop((permit, hold));
+        drop((self.live, self.timer, self.seat));
+        self.settings.metrics.close(end.cause());
+        part(end, &mut self.inbound, &self.outbox, &self.link).await;
+        drop((self.permit, self.hold));
     }
 }
 

@@ -9,7 +9,7 @@ use super::public::State;
 use crate::{
     auth::{Denied, Head, origin::Verdict},
     bus::replays::{Opening, Since},
-    config::Method,
+    config::{Method, Reject},
     event::{Channel, CloseCause, ConnectionId, Principal},
     gate::{Closed, Pass},
     lifecycle::Phase,
@@ -64,10 +64,11 @@ impl Refusal {
 
     /// The close code for a transport that completes the upgrade so that a page's script learns
     /// why; `None` where a status says it to a router or a program.
-    pub(super) fn close(&self, explain: bool) -> Option<CloseCause> {
+    pub(super) fn close_code(&self, state: &State) -> Option<CloseCause> {
         match self {
+            _ if state.reject != Reject::Close => None,
             Self::Unauthorized(_) => Some(CloseCause::Unauthorized),
-            Self::Origin(_) if explain => Some(CloseCause::Unauthorized),
+            Self::Origin(_) if state.explain => Some(CloseCause::Unauthorized),
             Self::TooMany(_) => Some(CloseCause::TooMany),
             _ => None,
         }

@@ -17,7 +17,7 @@ pub(super) fn outbox(worker: &Worker) -> Rc<Outbox> {
     Outbox::new(worker.state.bounds, Rc::clone(worker.shard.metrics()))
 }
 
-/// Registers a connection and runs it. To be called before the head of the answer is written: the
+/// Registers a connection, which then has to run. To be called before the head of the answer is written: the
 /// welcome is queued first and the registration stands then, so nothing that is published after
 /// the handshake is missed or comes before the welcome.
 pub(super) fn arrive<I: Inbound + 'static>(
@@ -27,7 +27,7 @@ pub(super) fn arrive<I: Inbound + 'static>(
     outbox: Rc<Outbox>,
     link: Link,
     inbound: I,
-) {
+) -> Connection<I> {
     let heartbeat = worker.settings.heartbeat.as_millis();
     let welcome = Notice::Welcome {
         connection: &id.to_string(),
@@ -46,7 +46,9 @@ pub(super) fn arrive<I: Inbound + 'static>(
     let timer = worker.wheel.timer(Rc::clone(&outbox));
     let settings = Rc::clone(&worker.settings);
     let (seat, hold) = (Box::new(seat), Box::new(pass));
-    let connection = Connection {
+    worker.state.metrics.connect(transport, Some(method), ConnectResult::Accepted);
+    tracing::debug!(connection = %id, transport = transport.label(), "connected");
+    Connection {
         inbound,
         outbox,
         link,
@@ -58,8 +60,5 @@ pub(super) fn arrive<I: Inbound + 'static>(
         settings,
         seat,
         hold,
-    };
-    actix_rt::spawn(connection.run());
-    worker.state.metrics.connect(transport, Some(method), ConnectResult::Accepted);
-    tracing::debug!(connection = %id, transport = transport.label(), "connected");
+    }
 }

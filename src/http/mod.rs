@@ -21,6 +21,7 @@ mod request;
 pub mod server;
 mod sse;
 mod stats;
+mod takeover;
 mod tickets;
 mod upgrade;
 mod users;

@@ -13,7 +13,7 @@ use crate::{
     auth::{Authenticator, origin::Origins},
     bus::{inbound::Outlet, replays::Replays, subscriber::Health},
     config::Reject,
-    connection::Settings,
+    connection::{Settings, direct::Scratch},
     gate::Gate,
     lifecycle::Lifecycle,
     outbox::Bounds,
@@ -70,6 +70,8 @@ pub struct Worker {
     pub wheel: Rc<Wheel>,
     /// What they have in common.
     pub settings: Rc<Settings>,
+    /// What those that were taken over read through.
+    pub scratch: Rc<Scratch>,
 }
 
 /// Adds the routes of the public listener below `base_path`.

@@ -45,6 +45,11 @@ impl Refusal {
         }
     }
 
+    /// What the close says in place of its reason, if anything.
+    pub(super) fn detail(&self) -> Option<String> {
+        self.advice().map(|advice| format!("unauthorized: {advice}"))
+    }
+
     /// What a developer has to change where an Origin was refused.
     pub(super) fn advice(&self) -> Option<String> {
         match self {

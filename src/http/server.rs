@@ -20,8 +20,8 @@ use actix_http::{
 };
 use actix_server::Server;
 use actix_service::{
-    IntoServiceFactory as _, Service, ServiceFactory, ServiceFactoryExt as _, fn_service,
-    map_config,
+    IntoServiceFactory as _, Service, ServiceFactory, ServiceFactoryExt as _, apply_fn_factory,
+    fn_service, map_config,
 };
 use actix_web::{
     App,
@@ -33,11 +33,11 @@ use actix_web::{
 use futures_util::future::LocalBoxFuture;
 use socket2::{Domain, Protocol as SocketProtocol, Socket as RawSocket, Type};
 
-use super::{internal, public};
+use super::{internal, public, takeover::takeover};
 use crate::{
     auth::{Authenticator, Rechecked},
-    config::gate::Inbound,
-    connection::{Allowance, Credentials, Settings, Standing},
+    config::{WebSockets, gate::Inbound},
+    connection::{Allowance, Credentials, Settings, Standing, direct::Scratch},
     event::Principal,
     net::Socket,
     seats::Seats,
@@ -94,24 +94,50 @@ pub struct PublicServer {
     pub inbound: Option<Inbound>,
     /// `None`: plain HTTP.
     pub tls: Option<Arc<Tls>>,
+    /// What bears `WebSocket`, where there is no TLS.
+    pub transport: WebSockets,
+}
+
+/// Runs connections of a service over sockets.
+///
+/// Everything that HTTP needs is in a box of its own: `actix_server` would keep room for it twice in
+/// the task of each connection, and as long as that lives. Where an upgrade has handed its socket
+/// over, the box is gone, and the connection goes on with what it needs itself.
+fn over_sockets<S>(
+    service: S,
+) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = DispatchError, InitError = ()>
+where
+    S: ServiceFactory<Socket, Config = (), Response = (), Error = DispatchError, InitError = ()>,
+{
+    apply_fn_factory(service, |tcp: TcpStream, service: &S::Service| {
+        let socket = Socket::new(tcp).map_err(DispatchError::Io);
+        let http = socket.map(|socket| (socket.link(), Box::pin(service.call(socket))));
+        async move {
+            let (link, http) = http?;
+            let done = http.await;
+            if let Some(next) = link.next() {
+                next.await;
+            }
+            done
+        }
+    })
 }
 
 /// What a connection is asked for before HTTP begins.
 fn sockets(
     tls: Option<Arc<Tls>>,
 ) -> impl ServiceFactory<
-    TcpStream,
+    Socket,
     Config = (),
     Response = (Stream, Protocol, Option<SocketAddr>),
     Error = DispatchError,
     InitError = (),
 > {
     let turns = Turns::default();
-    fn_service(move |tcp: TcpStream| {
+    fn_service(move |socket: Socket| {
         let (tls, turns) = (tls.clone(), turns.clone());
         async move {
-            let peer = tcp.peer_addr().ok();
-            let socket = Socket::new(tcp).map_err(DispatchError::Io)?;
+            let peer = socket.tcp().peer_addr().ok();
             let stream = match tls {
                 None => Stream::Plain(socket),
                 // Boxed: the state of a TLS handshake is kilobytes, which a plain connection would
@@ -158,30 +184,43 @@ impl PublicServer {
             recheck,
             inbound,
             tls,
+            transport,
         } = self;
         let server = Server::build()
             .workers(workers)
             // Of each worker, so that all of them together stay within it.
             .max_concurrent_connections((connections + SPARE).div_ceil(workers))
             .shutdown_timeout(1)
-            .disable_signals()
-            .listen("public", listener, move || {
-                let worker = web::Data::new(worker(&state, heartbeat, leeway, recheck, inbound));
-                let base_path = base_path.clone();
-                let app = App::new()
-                    .app_data(worker)
-                    .configure(move |config| public::routes(&base_path, config));
-                let app = app.into_factory().map_err(|error| error.error_response());
-                let http = http(address)
-                    .h1_allow_half_closed(false)
-                    .on_connect_ext(|stream: &Stream, extensions| {
-                        extensions.insert(stream.link());
-                    })
-                    // No handler asks for the host, so the default configuration does.
-                    .finish(map_config(app, |()| AppConfig::default()));
-                sockets(tls.clone()).and_then(http)
-            })?;
-        Ok(server.run())
+            .disable_signals();
+        let path = base_path.clone();
+        let set_up = move || {
+            let worker = web::Data::new(worker(&state, heartbeat, leeway, recheck, inbound));
+            let base_path = base_path.clone();
+            let app = App::new()
+                .app_data(worker.clone())
+                .configure(move |config| public::routes(&base_path, config));
+            let app = app.into_factory().map_err(|error| error.error_response());
+            let http = http(address).h1_allow_half_closed(false).on_connect_ext(
+                |stream: &Stream, extensions| {
+                    extensions.insert(stream.link());
+                },
+            );
+            // No handler asks for the host, so the default configuration does.
+            (http, map_config(app, |()| AppConfig::default()), worker)
+        };
+        let server = if transport == WebSockets::Direct && tls.is_none() {
+            server.listen("public", listener, move || {
+                let (http, app, worker) = set_up();
+                let takeover = takeover(worker, path.clone());
+                over_sockets(sockets(None).and_then(http.upgrade(takeover).finish(app)))
+            })
+        } else {
+            server.listen("public", listener, move || {
+                let (http, app, _) = set_up();
+                over_sockets(sockets(tls.clone()).and_then(http.finish(app)))
+            })
+        };
+        Ok(server?.run())
     }
 }
 
@@ -247,6 +286,7 @@ fn worker(
             replays: Arc::clone(&state.replays),
         }),
         state: Arc::clone(state),
+        scratch: Rc::new(Scratch::default()),
     }
 }
 
@@ -279,7 +319,7 @@ pub fn start_internal(
                     }
                 })
                 .finish(map_config(app, |()| AppConfig::default()));
-            sockets(tls.clone()).and_then(http)
+            over_sockets(sockets(tls.clone()).and_then(http))
         },
     )?;
     Ok(server.run())

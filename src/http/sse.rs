@@ -64,7 +64,8 @@ fn accept(
     let mut response = stream(Body::new(Rc::clone(&outbox), link.clone()));
     // HTTP/1.0 knows no chunks: its stream ends with the connection (RFC 9112 §6.1).
     response.head_mut().no_chunking(request.head().version < Version::HTTP_11);
-    arrive(worker, admitted, Transport::Sse, outbox, link, Silence);
+    let connection = arrive(worker, admitted, Transport::Sse, outbox, link, Silence);
+    actix_rt::spawn(connection.run());
     Ok(response)
 }
 

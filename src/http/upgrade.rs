@@ -14,7 +14,6 @@ use super::{
     public::Worker,
 };
 use crate::{
-    config::Reject,
     connection::{self, websocket},
     net::Link,
     telemetry::Transport,
@@ -40,7 +39,7 @@ pub(super) async fn notifications(
     refuse(&request, payload, &worker, refused).await
 }
 
-fn count(worker: &Worker, refusal: &Refusal) {
+pub(super) fn count(worker: &Worker, refusal: &Refusal) {
     let (method, result) = refusal.result();
     worker.state.metrics.connect(Transport::WebSocket, method, result);
 }
@@ -60,7 +59,8 @@ async fn accept(
         tracing::debug!(%error, "an upgrade failed");
         Refusal::BadRequest("this is not a valid WebSocket upgrade")
     })?;
-    arrive(worker, admitted, Transport::WebSocket, outbox, link, inbound);
+    let connection = arrive(worker, admitted, Transport::WebSocket, outbox, link, inbound);
+    actix_rt::spawn(connection.run());
     Ok(response)
 }
 
@@ -73,10 +73,7 @@ async fn refuse(
     Refused { refusal, pass }: Refused,
 ) -> HttpResponse {
     let state = &worker.state;
-    let Some(cause) = refusal.close(state.explain).filter(|_| state.reject == Reject::Close) else {
-        return respond(&refusal);
-    };
-    let detail = refusal.advice().map(|advice| format!("unauthorized: {advice}"));
+    let Some(cause) = refusal.close_code(state) else { return respond(&refusal) };
     let Ok(farewell) = Arc::clone(&state.farewells).try_acquire_owned() else {
         return respond(&refusal);
     };
@@ -88,7 +85,7 @@ async fn refuse(
     match upgraded {
         Ok((response, inbound)) => {
             actix_rt::spawn(async move {
-                connection::reject(inbound, outbox, link, cause, detail).await;
+                connection::reject(inbound, outbox, link, cause, refusal.detail()).await;
                 drop((farewell, pass));
             });
             response
@@ -101,7 +98,7 @@ async fn refuse(
 }
 
 /// The refusal as a status.
-fn respond(refusal: &Refusal) -> HttpResponse {
+pub(super) fn respond(refusal: &Refusal) -> HttpResponse {
     let mut response = refusal.problem().response();
     // Whatever the client sent after its head is not HTTP.
     response.head_mut().set_connection_type(actix_http::ConnectionType::Close);

@@ -1,3 +1,5 @@
+mod flush;
+
 use futures_util::task::noop_waker;
 use proptest::prelude::*;
 
@@ -58,7 +60,7 @@ fn only_the_newest_ping_is_answered() {
         outbox.pong(&n.to_be_bytes());
     }
     let Poll::Ready(Some(frame)) = next(&outbox) else { panic!("a pong") };
-    assert_eq!(&frame.into_wire()[2..], 999_u16.to_be_bytes());
+    assert_eq!(&frame.wire()[2..], 999_u16.to_be_bytes());
     assert!(next(&outbox).is_pending());
 }
 

@@ -26,7 +26,7 @@ use crate::{
     },
     frame::Notice,
     lifecycle::Guard,
-    outbox::{Outbox, Push},
+    outbox::{Flushed, Outbox, Push},
     telemetry::{Transport, WorkerMetrics},
     throttle::Throttle,
 };
@@ -36,6 +36,12 @@ use crate::{
 /// (`limits.queue_bytes`) is in bytes as well.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 64 * 1024;
+
+/// Connections that are written to in a row, before others of this worker have a turn: a fan-out to
+/// thousands takes tens of milliseconds.
+const BREATH: usize = 256;
+/// Connections that a turn usually writes to at most.
+const ROOM: usize = 4096;
 
 /// How often a worker reports its counters and how late it is.
 const REPORT: Duration = Duration::from_millis(500);
@@ -77,6 +83,8 @@ pub struct Shard {
     replaced: RefCell<VecDeque<Remembered>>,
     pub(super) notices: Notices,
     ended: RefCell<Endings>,
+    /// What this turn has queued for and not written yet.
+    unwritten: RefCell<Vec<Rc<Outbox>>>,
     slow: Throttle,
 }
 
@@ -132,6 +140,7 @@ impl Shard {
             replaced: RefCell::default(),
             notices: Notices::default(),
             ended: RefCell::default(),
+            unwritten: RefCell::default(),
             slow: Throttle::default(),
         });
         let guard = shard.registry.vital("mailbox of a worker");
@@ -248,7 +257,8 @@ impl Shard {
         };
         let frame = if excluded { delivery.skip.as_ref() } else { Some(&delivery.frame) };
         if let Some(frame) = frame.filter(|_| goes_out)
-            && let Push::Overflow(dropped) = entry.outbox.deliver(frame)
+            && let Push::Overflow(dropped) =
+                entry.outbox.post(frame, &mut self.unwritten.borrow_mut())
             && let Some(quiet) = self.slow.check()
         {
             tracing::warn!(
@@ -256,6 +266,23 @@ impl Shard {
                 more_since_last_line = quiet,
                 "a client reads too slowly and is closed with 1013"
             );
+        }
+    }
+
+    /// Writes what this turn has queued, everything for a connection at once.
+    async fn flush(&self) {
+        let mut unwritten = self.unwritten.take();
+        for (n, outbox) in unwritten.drain(..).enumerate() {
+            if n % BREATH == BREATH - 1 {
+                tokio::task::yield_now().await;
+            }
+            if let Flushed::Broken(error) = outbox.flush() {
+                tracing::debug!(%error, "a socket cannot be written to");
+            }
+        }
+        // The next turn uses its room again, unless it was a crowd's.
+        if unwritten.capacity() <= ROOM {
+            *self.unwritten.borrow_mut() = unwritten;
         }
     }
 
@@ -430,9 +457,11 @@ async fn run(shard: Weak<Shard>, mut inbox: mpsc::Receiver<ToShard>, _guard: Gua
             shard.handle(message);
             if bytes >= BATCH_BYTES {
                 bytes = 0;
+                shard.flush().await;
                 tokio::task::yield_now().await;
             }
         }
+        shard.flush().await;
         if shard.shared.lagged.swap(false, Ordering::AcqRel) {
             shard.registry.0.metrics.gap(GapReason::WorkerLagged);
             shard.fall_behind();

@@ -1,0 +1,250 @@
+//! WebSocket over a socket that was taken over from HTTP at the upgrade.
+//!
+//! actix-http keeps two buffers and a dispatcher for every connection as long as it lives, which is
+//! most of what an idle WebSocket costs. Here nothing stays but the socket: what comes in is read
+//! through one buffer of the worker and decoded by actix's codec, and what goes out is written by
+//! whoever queues it (see [`Outbox::flush`]).
+
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    io::{self, IoSlice},
+    net::Shutdown,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use actix_http::ws::{Codec, Frame};
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio_util::codec::Decoder as _;
+
+use super::{
+    Inbound, Received,
+    guard::Headers,
+    incoming::{Pieces, cause},
+};
+use crate::{
+    event::CloseCause,
+    net::{Link, Socket},
+    outbox::{Flushed, Outbox, Sink},
+};
+
+/// Bytes that are read at once.
+const READ: usize = 8 * 1024;
+
+/// The buffer that all connections of a worker read through.
+#[derive(Default)]
+pub struct Scratch(Cell<BytesMut>);
+
+impl Scratch {
+    fn take(&self) -> BytesMut {
+        let mut buffer = self.0.take();
+        buffer.reserve(READ);
+        buffer
+    }
+
+    fn give_back(&self, mut buffer: BytesMut) {
+        buffer.clear();
+        self.0.set(buffer);
+    }
+}
+
+impl Sink for Socket {
+    fn try_write(&self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
+        match bytes {
+            [one] => self.tcp().try_write(one),
+            many => self.tcp().try_write_vectored(many),
+        }
+    }
+}
+
+/// A connection's socket.
+pub struct Direct {
+    socket: Rc<Socket>,
+    link: Link,
+    outbox: Rc<Outbox>,
+    codec: Codec,
+    guard: Headers,
+    pieces: Pieces,
+    /// Read, and not decoded yet.
+    rest: BytesMut,
+    scratch: Rc<Scratch>,
+    /// What was wrong with what came early.
+    fault: Option<CloseCause>,
+    /// After the first fault what follows means nothing.
+    over: bool,
+}
+
+impl Direct {
+    /// Takes a socket over whose request is answered by what is queued in the outbox. `early` are
+    /// bytes that came after the request.
+    #[must_use]
+    pub fn new(
+        socket: Socket,
+        early: &[u8],
+        outbox: Rc<Outbox>,
+        inbound_bytes: usize,
+        scratch: Rc<Scratch>,
+    ) -> Self {
+        let (link, socket) = (socket.link(), Rc::new(socket));
+        outbox.attach(Rc::clone(&socket) as Rc<dyn Sink>);
+        let mut guard = Headers::new(inbound_bytes);
+        let fault = guard.follow(early).err().map(CloseCause::from);
+        Self {
+            socket,
+            link,
+            outbox,
+            codec: Codec::new().max_size(inbound_bytes),
+            guard,
+            pieces: Pieces::new(inbound_bytes),
+            rest: BytesMut::from(early),
+            scratch,
+            fault,
+            over: false,
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        let received = loop {
+            if self.link.is_reset() || self.poll_write(cx).is_err() {
+                break Err(CloseCause::Gone);
+            }
+            if let Some(cause) = self.fault.take() {
+                break Err(cause);
+            }
+            let mut rest = std::mem::take(&mut self.rest);
+            let decoded = self.decode(&mut rest);
+            if !rest.is_empty() {
+                self.rest = rest;
+            }
+            match decoded {
+                Ok(Some(received)) => break Ok(received),
+                Ok(None) => {}
+                Err(cause) => break Err(cause),
+            }
+            match ready!(self.poll_read(cx)) {
+                Ok(Some(received)) => break Ok(received),
+                Ok(None) => {}
+                Err(cause) => break Err(cause),
+            }
+        };
+        Poll::Ready(Some(received.unwrap_or_else(|cause| {
+            self.over = true;
+            Received::Fault(cause)
+        })))
+    }
+
+    /// Writes what is queued. `Ready` when the connection has ended and all is written.
+    fn poll_write(&self, cx: &mut Context<'_>) -> Result<Poll<()>, io::Error> {
+        loop {
+            match self.outbox.poll_flush(cx) {
+                Flushed::Empty => return Ok(Poll::Pending),
+                Flushed::Ended => return Ok(Poll::Ready(())),
+                Flushed::Broken(error) => return Err(error),
+                Flushed::Blocked => match self.socket.tcp().poll_write_ready(cx)? {
+                    Poll::Ready(()) => {}
+                    Poll::Pending => return Ok(Poll::Pending),
+                },
+            }
+        }
+    }
+
+    /// Reads once, and decodes the first message of it.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Received>, CloseCause>> {
+        let tcp = self.socket.tcp();
+        let mut buffer = loop {
+            if ready!(tcp.poll_read_ready(cx)).is_err() {
+                return Poll::Ready(Err(CloseCause::Gone));
+            }
+            let mut buffer = self.scratch.take();
+            match tcp.try_read_buf(&mut buffer) {
+                Ok(1..) => break buffer,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.scratch.give_back(buffer);
+                }
+                Ok(0) | Err(_) => return Poll::Ready(Err(CloseCause::Gone)),
+            }
+        };
+        let mut received = self.guard.follow(&buffer).map_err(CloseCause::from).map(|()| None);
+        if received.is_ok() {
+            if self.rest.is_empty() {
+                received = self.decode(&mut buffer);
+            }
+            self.rest.extend_from_slice(&buffer);
+        }
+        self.scratch.give_back(buffer);
+        Poll::Ready(received)
+    }
+
+    /// The next message in these bytes.
+    fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<Received>, CloseCause> {
+        while !bytes.is_empty() {
+            let Some(frame) = self.codec.decode(bytes).map_err(|error| cause(&error))? else {
+                return Ok(None);
+            };
+            let received = match frame {
+                Frame::Text(text) if std::str::from_utf8(&text).is_err() => {
+                    return Err(CloseCause::Encoding);
+                }
+                Frame::Text(text) => Some(Received::Text(text)),
+                Frame::Binary(_) => Some(Received::Binary),
+                Frame::Continuation(item) => self.pieces.add(item)?,
+                Frame::Ping(payload) => Some(Received::Ping(payload)),
+                Frame::Pong(_) => Some(Received::Pong),
+                Frame::Close(reason) => {
+                    Some(Received::Close(reason.map(|reason| reason.code.into())))
+                }
+            };
+            if received.is_some() {
+                return Ok(received);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads and discards until the peer closes.
+    fn poll_discard(&self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if ready!(self.socket.tcp().poll_read_ready(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            let mut buffer = self.scratch.take();
+            let read = self.socket.tcp().try_read_buf(&mut buffer);
+            self.scratch.give_back(buffer);
+            match read {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl Inbound for Direct {
+    fn next(&mut self) -> impl Future<Output = Option<Received>> {
+        poll_fn(|cx| self.poll_next(cx))
+    }
+
+    async fn close(&mut self, linger: bool) {
+        let written = poll_fn(|cx| match self.poll_write(cx) {
+            Ok(written) => written.map(Ok),
+            Err(error) => Poll::Ready(Err(error)),
+        });
+        if written.await.is_err() || !linger {
+            return;
+        }
+        if SockRef::from(self.socket.tcp()).shutdown(Shutdown::Write).is_ok() {
+            poll_fn(|cx| self.poll_discard(cx)).await;
+        }
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        self.outbox.socket_gone();
+    }
+}
