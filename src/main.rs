@@ -5,6 +5,10 @@ use std::process::ExitCode;
 
 use belfry::{app, cli, telemetry};
 
+/// Gives memory back to the system once a crowd has left; the system's own allocator keeps all of it.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let config = match cli::run(std::env::args_os()) {
         cli::Action::Serve(config) => *config,

@@ -8,9 +8,10 @@ use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     io,
+    net::{Shutdown, SocketAddr},
     pin::Pin,
-    rc::Rc,
-    task::{Context, Poll, Waker},
+    rc::{Rc, Weak},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -50,6 +51,9 @@ enum Wish {
 pub struct Link(Rc<LinkState>);
 
 struct LinkState {
+    tcp: Weak<TcpStream>,
+    /// The socket is no longer HTTP's.
+    taken: Cell<bool>,
     next: Cell<Option<LocalBoxFuture<'static, ()>>>,
     wish: Cell<Wish>,
     reader: RefCell<Option<Waker>>,
@@ -59,8 +63,16 @@ struct LinkState {
 }
 
 impl Link {
+    /// Takes the socket away from HTTP: whatever that still wants to read or write fails, and so it
+    /// ends. `None` when the socket is closed or taken. Not for a socket that bears TLS.
+    #[must_use]
+    pub fn take(&self) -> Option<Taken> {
+        let tcp = self.0.tcp.upgrade().filter(|_| !self.0.taken.replace(true))?;
+        Some(Taken { tcp, link: self.clone() })
+    }
+
     /// Names what goes on once HTTP is done with this connection, by a transport that has taken its
-    /// socket over.
+    /// socket.
     pub fn hand_over(&self, next: LocalBoxFuture<'static, ()>) {
         self.0.next.set(Some(next));
     }
@@ -117,9 +129,24 @@ impl Link {
 
 /// See the module.
 pub struct Socket {
-    tcp: TcpStream,
+    tcp: Rc<TcpStream>,
     link: Link,
     in_vain: u32,
+}
+
+/// A socket that was taken away from HTTP.
+pub struct Taken {
+    /// The socket itself. It closes when nobody holds it any more.
+    pub tcp: Rc<TcpStream>,
+    link: Link,
+}
+
+impl Taken {
+    /// Whether it was cut.
+    #[must_use]
+    pub fn is_reset(&self) -> bool {
+        self.link.is_reset()
+    }
 }
 
 impl Socket {
@@ -133,7 +160,10 @@ impl Socket {
         options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
         options.set_tcp_notsent_lowat(UNSENT)?;
         options.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+        let tcp = Rc::new(tcp);
         let state = LinkState {
+            tcp: Rc::downgrade(&tcp),
+            taken: Cell::new(false),
             next: Cell::new(None),
             wish: Cell::new(Wish::None),
             reader: RefCell::new(None),
@@ -150,15 +180,19 @@ impl Socket {
         self.link.clone()
     }
 
-    /// The socket itself, for a transport that drives it without actix. Its task looks at
-    /// [`Link::is_reset`] by itself.
-    #[must_use]
-    pub fn tcp(&self) -> &TcpStream {
-        &self.tcp
+    /// Who is at its other end.
+    ///
+    /// # Errors
+    /// When that is gone already.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.tcp.peer_addr()
     }
 
     /// Notes who is to be woken when the link is cut; an error when it has been.
     fn check(&self, slot: &RefCell<Option<Waker>>, cx: &Context<'_>) -> io::Result<()> {
+        if self.link.0.taken.get() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "taken from HTTP"));
+        }
         if self.link.is_reset() {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by the server"));
         }
@@ -171,6 +205,20 @@ impl Socket {
 }
 
 impl Socket {
+    fn poll_with(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.tcp.poll_write_ready(cx))?;
+            match write(&self.tcp) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
     /// Counts writes that the peer did not let happen.
     fn written(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.in_vain = if written.is_pending() { self.in_vain + 1 } else { 0 };
@@ -181,24 +229,39 @@ impl Socket {
     }
 }
 
-impl Drop for Socket {
-    fn drop(&mut self) {
+impl Link {
+    /// The last use of its socket is over.
+    fn close(&self, tcp: &TcpStream) {
         // With a linger time of zero the kernel drops what it holds and sends RST (tcp(7)).
-        if self.link.is_reset()
-            && let Err(error) = SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO))
+        if self.is_reset()
+            && let Err(error) = SockRef::from(tcp).set_linger(Some(Duration::ZERO))
         {
             tracing::debug!(%error, "a socket is closed instead of reset");
         }
-        self.link.0.closed.set(true);
-        if let Some(waker) = self.link.0.watcher.borrow_mut().take() {
+        self.0.closed.set(true);
+        if let Some(waker) = self.0.watcher.borrow_mut().take() {
             waker.wake();
         }
     }
 }
 
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if !self.link.0.taken.get() {
+            self.link.close(&self.tcp);
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.link.close(&self.tcp);
+    }
+}
+
 impl AsyncRead for Socket {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -206,7 +269,13 @@ impl AsyncRead for Socket {
         if self.link.0.wish.get() == Wish::Finish {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.tcp).poll_read(cx, buf)
+        loop {
+            ready!(self.tcp.poll_read_ready(cx))?;
+            match self.tcp.try_read_buf(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(drop)),
+            }
+        }
     }
 }
 
@@ -217,16 +286,24 @@ impl AsyncWrite for Socket {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check(&self.link.0.writer, cx)?;
-        let written = Pin::new(&mut self.tcp).poll_write(cx, buf);
+        let written = self.poll_with(cx, |tcp| tcp.try_write(buf));
         self.written(written)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+    /// Nothing is kept back, so there is nothing to flush.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.link.0.taken.get() {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Ready(match SockRef::from(&*self.tcp).shutdown(Shutdown::Write) {
+            // It is gone already.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done,
+        })
     }
 
     fn poll_write_vectored(
@@ -235,11 +312,11 @@ impl AsyncWrite for Socket {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check(&self.link.0.writer, cx)?;
-        let written = Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs);
+        let written = self.poll_with(cx, |tcp| tcp.try_write_vectored(bufs));
         self.written(written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        true
     }
 }

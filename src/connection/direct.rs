@@ -6,7 +6,6 @@
 //! whoever queues it (see [`Outbox::flush`]).
 
 use std::{
-    cell::Cell,
     future::poll_fn,
     io::{self, IoSlice},
     net::Shutdown,
@@ -15,6 +14,7 @@ use std::{
 };
 
 use actix_http::ws::{Codec, Frame};
+use actix_rt::net::TcpStream;
 use bytes::BytesMut;
 use socket2::SockRef;
 use tokio_util::codec::Decoder as _;
@@ -23,46 +23,26 @@ use super::{
     Inbound, Received,
     guard::Headers,
     incoming::{Pieces, cause},
+    scratch::Scratch,
 };
 use crate::{
     event::CloseCause,
-    net::{Link, Socket},
+    net::Taken,
     outbox::{Flushed, Outbox, Sink},
 };
 
-/// Bytes that are read at once.
-const READ: usize = 8 * 1024;
-
-/// The buffer that all connections of a worker read through.
-#[derive(Default)]
-pub struct Scratch(Cell<BytesMut>);
-
-impl Scratch {
-    fn take(&self) -> BytesMut {
-        let mut buffer = self.0.take();
-        buffer.reserve(READ);
-        buffer
-    }
-
-    fn give_back(&self, mut buffer: BytesMut) {
-        buffer.clear();
-        self.0.set(buffer);
-    }
-}
-
-impl Sink for Socket {
+impl Sink for TcpStream {
     fn try_write(&self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
         match bytes {
-            [one] => self.tcp().try_write(one),
-            many => self.tcp().try_write_vectored(many),
+            [one] => Self::try_write(self, one),
+            many => self.try_write_vectored(many),
         }
     }
 }
 
 /// A connection's socket.
 pub struct Direct {
-    socket: Rc<Socket>,
-    link: Link,
+    socket: Taken,
     outbox: Rc<Outbox>,
     codec: Codec,
     guard: Headers,
@@ -81,19 +61,17 @@ impl Direct {
     /// bytes that came after the request.
     #[must_use]
     pub fn new(
-        socket: Socket,
+        socket: Taken,
         early: &[u8],
         outbox: Rc<Outbox>,
         inbound_bytes: usize,
         scratch: Rc<Scratch>,
     ) -> Self {
-        let (link, socket) = (socket.link(), Rc::new(socket));
-        outbox.attach(Rc::clone(&socket) as Rc<dyn Sink>);
+        outbox.attach(Rc::clone(&socket.tcp) as Rc<dyn Sink>);
         let mut guard = Headers::new(inbound_bytes);
         let fault = guard.follow(early).err().map(CloseCause::from);
         Self {
             socket,
-            link,
             outbox,
             codec: Codec::new().max_size(inbound_bytes),
             guard,
@@ -110,7 +88,7 @@ impl Direct {
             return Poll::Ready(None);
         }
         let received = loop {
-            if self.link.is_reset() || self.poll_write(cx).is_err() {
+            if self.socket.is_reset() || self.poll_write(cx).is_err() {
                 break Err(CloseCause::Gone);
             }
             if let Some(cause) = self.fault.take() {
@@ -145,7 +123,7 @@ impl Direct {
                 Flushed::Empty => return Ok(Poll::Pending),
                 Flushed::Ended => return Ok(Poll::Ready(())),
                 Flushed::Broken(error) => return Err(error),
-                Flushed::Blocked => match self.socket.tcp().poll_write_ready(cx)? {
+                Flushed::Blocked => match self.socket.tcp.poll_write_ready(cx)? {
                     Poll::Ready(()) => {}
                     Poll::Pending => return Ok(Poll::Pending),
                 },
@@ -155,20 +133,13 @@ impl Direct {
 
     /// Reads once, and decodes the first message of it.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Received>, CloseCause>> {
-        let tcp = self.socket.tcp();
-        let mut buffer = loop {
-            if ready!(tcp.poll_read_ready(cx)).is_err() {
-                return Poll::Ready(Err(CloseCause::Gone));
-            }
-            let mut buffer = self.scratch.take();
-            match tcp.try_read_buf(&mut buffer) {
-                Ok(1..) => break buffer,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.scratch.give_back(buffer);
-                }
-                Ok(0) | Err(_) => return Poll::Ready(Err(CloseCause::Gone)),
-            }
+        let Ok(mut buffer) = ready!(self.scratch.poll_read(&self.socket.tcp, cx)) else {
+            return Poll::Ready(Err(CloseCause::Gone));
         };
+        if buffer.is_empty() {
+            self.scratch.give_back(buffer);
+            return Poll::Ready(Err(CloseCause::Gone));
+        }
         let mut received = self.guard.follow(&buffer).map_err(CloseCause::from).map(|()| None);
         if received.is_ok() {
             if self.rest.is_empty() {
@@ -205,23 +176,6 @@ impl Direct {
         }
         Ok(None)
     }
-
-    /// Reads and discards until the peer closes.
-    fn poll_discard(&self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            if ready!(self.socket.tcp().poll_read_ready(cx)).is_err() {
-                return Poll::Ready(());
-            }
-            let mut buffer = self.scratch.take();
-            let read = self.socket.tcp().try_read_buf(&mut buffer);
-            self.scratch.give_back(buffer);
-            match read {
-                Ok(1..) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(0) | Err(_) => return Poll::Ready(()),
-            }
-        }
-    }
 }
 
 impl Inbound for Direct {
@@ -237,8 +191,9 @@ impl Inbound for Direct {
         if written.await.is_err() || !linger {
             return;
         }
-        if SockRef::from(self.socket.tcp()).shutdown(Shutdown::Write).is_ok() {
-            poll_fn(|cx| self.poll_discard(cx)).await;
+        if SockRef::from(&*self.socket.tcp).shutdown(Shutdown::Write).is_ok() {
+            let mut most = usize::MAX;
+            poll_fn(|cx| self.scratch.poll_discard(&self.socket.tcp, &mut most, cx)).await;
         }
     }
 }

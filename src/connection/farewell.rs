@@ -76,14 +76,16 @@ pub(super) async fn part<I: Inbound>(end: End, inbound: &mut I, outbox: &Outbox,
         Ended::Silent => link.reset(),
     }
     let linger = matches!(ended, Ended::Faulted);
-    let gone = async {
+    let told = async {
         if I::SPEAKS {
-            let told = async { while outbox.signalled().await != Signal::Gone {} };
-            tokio::select! { () = told => {}, () = inbound.close(linger) => {} }
+            while outbox.signalled().await != Signal::Gone {}
         } else {
             // A body that has ended is gone, and its last bytes may still wait for the peer.
             link.closed().await;
         }
+    };
+    let gone = async {
+        tokio::select! { () = told => {}, () = inbound.close(linger) => {} }
     };
     if tokio::time::timeout_at(deadline, gone).await.is_err() {
         link.reset();

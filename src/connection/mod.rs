@@ -26,8 +26,10 @@ mod incoming;
 mod live;
 mod message;
 mod replay;
+pub mod scratch;
 pub mod session;
 pub mod sse;
+pub mod stream;
 pub mod websocket;
 
 /// The subprotocol that the server answers with (contract §2).

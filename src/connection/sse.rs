@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What waits is joined up to this length, as much as actix writes at once.
-const CHUNK: usize = 32 * 1024;
+pub(super) const CHUNK: usize = 32 * 1024;
 /// When a client comes back whose stream ended without a word, in milliseconds; spread, so that
 /// those who lost their streams together do not come back together.
 const RETRY_MS: std::ops::Range<u64> = 1000..3000;
@@ -61,13 +61,7 @@ impl Body {
     /// A body that ends with its outbox.
     #[must_use]
     pub fn new(outbox: Rc<Outbox>, link: Link) -> Self {
-        let retry = rand::rng().random_range(RETRY_MS);
-        Self {
-            outbox,
-            link,
-            writer: Writer { retry: Some(retry), ..Writer::default() },
-            in_vain: 0,
-        }
+        Self { outbox, link, writer: Writer::begin(), in_vain: 0 }
     }
 }
 
@@ -122,7 +116,7 @@ pub fn goodbye(cause: CloseCause, retry_after_ms: u64) -> Bytes {
 
 /// Makes messages of frames.
 #[derive(Debug, Default)]
-struct Writer {
+pub(super) struct Writer {
     /// Where the client stands.
     cursor: Cursor,
     /// To be said before the next message, in milliseconds.
@@ -130,7 +124,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn write(&mut self, frame: &Frame, stream: &mut BytesMut) {
+    /// For the beginning of a stream.
+    pub(super) fn begin() -> Self {
+        Self { retry: Some(rand::rng().random_range(RETRY_MS)), ..Self::default() }
+    }
+
+    pub(super) fn write(&mut self, frame: &Frame, stream: &mut BytesMut) {
         // Pongs and closes are WebSocket's own.
         let Some(json) = frame.json() else { return };
         if let Some(retry) = frame.retry_ms().or(self.retry.take()) {

@@ -2,6 +2,7 @@
 
 use std::{rc::Rc, sync::Arc};
 
+use actix_http::ServiceConfig;
 use actix_web::{http::Method, web};
 use tokio::sync::Semaphore;
 
@@ -13,7 +14,7 @@ use crate::{
     auth::{Authenticator, origin::Origins},
     bus::{inbound::Outlet, replays::Replays, subscriber::Health},
     config::Reject,
-    connection::{Settings, direct::Scratch},
+    connection::{Settings, scratch::Scratch},
     gate::Gate,
     lifecycle::Lifecycle,
     outbox::Bounds,
@@ -72,6 +73,10 @@ pub struct Worker {
     pub settings: Rc<Settings>,
     /// What those that were taken over read through.
     pub scratch: Rc<Scratch>,
+    /// Connections go on with their sockets alone.
+    pub takes_sockets: bool,
+    /// How answers are written that do so.
+    pub http: ServiceConfig,
 }
 
 /// Adds the routes of the public listener below `base_path`.

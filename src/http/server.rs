@@ -13,7 +13,7 @@ use std::{
 };
 
 use actix_http::{
-    HttpServiceBuilder, KeepAlive, Protocol, Request, Response,
+    HttpServiceBuilder, KeepAlive, Protocol, Request, Response, ServiceConfig,
     body::BoxBody,
     error::DispatchError,
     h1::{ExpectHandler, UpgradeHandler},
@@ -37,7 +37,7 @@ use super::{internal, public, takeover::takeover};
 use crate::{
     auth::{Authenticator, Rechecked},
     config::{WebSockets, gate::Inbound},
-    connection::{Allowance, Credentials, Settings, Standing, direct::Scratch},
+    connection::{Allowance, Credentials, Settings, Standing, scratch::Scratch},
     event::Principal,
     net::Socket,
     seats::Seats,
@@ -137,7 +137,7 @@ fn sockets(
     fn_service(move |socket: Socket| {
         let (tls, turns) = (tls.clone(), turns.clone());
         async move {
-            let peer = socket.tcp().peer_addr().ok();
+            let peer = socket.peer().ok();
             let stream = match tls {
                 None => Stream::Plain(socket),
                 // Boxed: the state of a TLS handshake is kilobytes, which a plain connection would
@@ -192,9 +192,11 @@ impl PublicServer {
             .max_concurrent_connections((connections + SPARE).div_ceil(workers))
             .shutdown_timeout(1)
             .disable_signals();
+        let takes_sockets = transport == WebSockets::Direct && tls.is_none();
         let path = base_path.clone();
         let set_up = move || {
-            let worker = web::Data::new(worker(&state, heartbeat, leeway, recheck, inbound));
+            let worker = worker(&state, takes_sockets, heartbeat, leeway, recheck, inbound);
+            let worker = web::Data::new(worker);
             let base_path = base_path.clone();
             let app = App::new()
                 .app_data(worker.clone())
@@ -208,7 +210,7 @@ impl PublicServer {
             // No handler asks for the host, so the default configuration does.
             (http, map_config(app, |()| AppConfig::default()), worker)
         };
-        let server = if transport == WebSockets::Direct && tls.is_none() {
+        let server = if takes_sockets {
             server.listen("public", listener, move || {
                 let (http, app, worker) = set_up();
                 let takeover = takeover(worker, path.clone());
@@ -261,6 +263,7 @@ impl Credentials for Open {
 /// Made on the worker's own thread.
 fn worker(
     state: &Arc<public::State>,
+    takes_sockets: bool,
     heartbeat: Duration,
     leeway: Duration,
     recheck: Duration,
@@ -287,6 +290,8 @@ fn worker(
         }),
         state: Arc::clone(state),
         scratch: Rc::new(Scratch::default()),
+        takes_sockets,
+        http: ServiceConfig::default(),
     }
 }
 

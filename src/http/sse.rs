@@ -6,9 +6,15 @@
 
 use std::rc::Rc;
 
-use actix_http::{ConnectionType, Version};
+use actix_http::{
+    ConnectionType, Response, Version,
+    body::BodySize,
+    h1::{Codec, Message},
+};
 use actix_web::{HttpRequest, HttpResponse, body::MessageBody, http::header, web};
+use bytes::BytesMut;
 use rand::Rng as _;
+use tokio_util::codec::Encoder as _;
 
 use super::{
     admission::{self, Admitted, Refusal},
@@ -18,9 +24,13 @@ use super::{
 };
 use crate::{
     auth::origin::Verdict,
-    connection::sse::{self, Body, Silence},
+    connection::{
+        sse::{self, Body, Silence},
+        stream::Stream,
+    },
     event::CloseCause,
     net::Link,
+    outbox::Outbox,
     telemetry::Transport,
 };
 
@@ -36,37 +46,65 @@ pub(super) async fn preflight(request: HttpRequest, worker: web::Data<Worker>) -
 pub(super) async fn notifications(request: HttpRequest, worker: web::Data<Worker>) -> HttpResponse {
     let state = &worker.state;
     let allowed = state.origins.check(request.headers()) == Verdict::Allowed;
+    let complete = |mut response: HttpResponse| {
+        // After the end of a stream its client comes back by another connection: this one has no
+        // more requests, and what still comes on it is not read as one.
+        response.head_mut().set_connection_type(ConnectionType::Close);
+        cors::grant(&mut response, request.headers(), allowed);
+        response
+    };
     let answer = match admission::admit(request.head(), state, Transport::Sse).await {
-        Ok(admitted) => accept(&request, &worker, admitted),
+        Ok(admitted) => accept(&request, &worker, admitted, complete),
         Err(refused) => Err(refused.refusal),
     };
-    let mut response = answer.unwrap_or_else(|refusal| {
+    answer.unwrap_or_else(|refusal| {
         let (method, result) = refusal.result();
         state.metrics.connect(Transport::Sse, method, result);
-        refuse(&refusal, state.explain)
-    });
-    // After the end of a stream its client comes back by another connection: this one has no more
-    // requests, and what still comes on it is not read as one.
-    response.head_mut().set_connection_type(ConnectionType::Close);
-    cors::grant(&mut response, request.headers(), allowed);
-    response
+        complete(refuse(&refusal, state.explain))
+    })
 }
 
 fn accept(
     request: &HttpRequest,
     worker: &Worker,
     admitted: Admitted,
+    complete: impl Fn(HttpResponse) -> HttpResponse,
 ) -> Result<HttpResponse, Refusal> {
     let Some(link) = request.conn_data::<Link>().cloned() else {
         return Err(Refusal::BadRequest("this connection cannot bear a stream"));
     };
     let outbox = outbox(worker);
-    let mut response = stream(Body::new(Rc::clone(&outbox), link.clone()));
     // HTTP/1.0 knows no chunks: its stream ends with the connection (RFC 9112 §6.1).
-    response.head_mut().no_chunking(request.head().version < Version::HTTP_11);
+    let chunks = request.head().version >= Version::HTTP_11;
+    if chunks && worker.takes_sockets {
+        return take(worker, admitted, outbox, link, complete(stream(())));
+    }
+    let mut response = complete(stream(Body::new(Rc::clone(&outbox), link.clone())));
+    response.head_mut().no_chunking(!chunks);
     let connection = arrive(worker, admitted, Transport::Sse, outbox, link, Silence);
     actix_rt::spawn(connection.run());
     Ok(response)
+}
+
+/// Goes on with the socket alone, and answers by itself. What is returned goes nowhere.
+fn take(
+    worker: &Worker,
+    admitted: Admitted,
+    outbox: Rc<Outbox>,
+    link: Link,
+    response: HttpResponse,
+) -> Result<HttpResponse, Refusal> {
+    let (mut codec, mut head) = (Codec::new(worker.http.clone()), BytesMut::new());
+    let response = Response::from(response).drop_body();
+    let written = codec.encode(Message::Item((response, BodySize::Stream)), &mut head);
+    let (Ok(()), Some(socket)) = (written, link.take()) else {
+        return Err(Refusal::BadRequest("this connection is closed"));
+    };
+    let scratch = Rc::clone(&worker.scratch);
+    let stream = Stream::new(socket, Rc::clone(&outbox), head, codec, scratch);
+    let connection = arrive(worker, admitted, Transport::Sse, outbox, link.clone(), stream);
+    link.hand_over(connection.run());
+    Ok(HttpResponse::Ok().finish())
 }
 
 fn refuse(refusal: &Refusal, explain: bool) -> HttpResponse {

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     connection::{self, Inbound as _, PROTOCOL, direct::Direct},
     frame::Frame,
-    net::Socket,
+    net::{Link, Taken},
     outbox::Outbox,
     telemetry::Transport,
     tls::Stream,
@@ -65,7 +65,8 @@ pub(super) fn takeover(
 /// A request and the socket that it came on.
 struct Asked {
     request: Request,
-    socket: Socket,
+    socket: Taken,
+    link: Link,
     codec: Codec,
     early: BytesMut,
 }
@@ -77,11 +78,9 @@ async fn open(
     framed: Framed<Stream, Codec>,
 ) {
     let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
-    let Stream::Plain(socket) = io else {
-        tracing::error!("a socket with TLS cannot be taken over");
-        return;
-    };
-    let asked = Asked { request, socket, codec, early: read_buf };
+    let link = io.link();
+    let Some(socket) = link.take() else { return };
+    let asked = Asked { request, socket, link, codec, early: read_buf };
     if let Some(response) = misses(asked.request.head(), &base_path) {
         return answer(asked, &worker, response).await;
     }
@@ -111,10 +110,10 @@ fn misses(head: &RequestHead, base_path: &str) -> Option<HttpResponse> {
 
 /// Waits until the client has closed, as long as it has sent nothing more: whoever has left does not
 /// take the turn of one who waits.
-async fn gone(socket: &Socket) {
+async fn gone(socket: &Taken) {
     poll_fn(|cx| {
         let mut byte = [0];
-        match socket.tcp().poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+        match socket.tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
             Poll::Ready(Ok(1..)) | Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(()),
         }
@@ -130,7 +129,7 @@ async fn accept(mut asked: Asked, worker: &Worker, admitted: Admitted) {
     };
     let outbox = outbox(worker);
     outbox.deliver(&head);
-    let link = asked.socket.link();
+    let link = asked.link.clone();
     let inbound = direct(asked, worker, Rc::clone(&outbox));
     let transport = Transport::WebSocket;
     let connection = arrive(worker, admitted, transport, outbox, link.clone(), inbound);
@@ -148,7 +147,7 @@ async fn refuse(mut asked: Asked, worker: &Worker, Refused { refusal, pass }: Re
     {
         let outbox = outbox(worker);
         outbox.deliver(&head);
-        let link = asked.socket.link();
+        let link = asked.link.clone();
         let inbound = direct(asked, worker, Rc::clone(&outbox));
         connection::reject(inbound, outbox, link, cause, refusal.detail()).await;
         drop((farewell, pass));
