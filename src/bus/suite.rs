@@ -28,7 +28,7 @@ use crate::{
         Claim, IDEMPOTENCY_TTL, Store,
         memory::MemoryStore,
         redis::RedisStore,
-        seats::{Taken, Wish},
+        seats::{Taken, Terms, Wish},
     },
     testing::{RedisCluster, RedisServer, eventually},
 };
@@ -381,7 +381,12 @@ promises! {
         assert!(!store.beat("r").await.unwrap().fresh);
         let ids: Vec<ConnectionId> = (0..5).map(|_| ConnectionId::new()).collect();
         let wish = |n: usize, refuse| Wish {
-            user: &user, id: ids[n], replica: "r", limit: 2, refuse, fleet: &fleet,
+            user: user.clone(),
+            id: ids[n],
+            session: None,
+            issued: None,
+            held: None,
+            terms: Arc::new(Terms { replica: "r".into(), limit: 2, refuse, fleet: fleet.clone() }),
         };
         let mut last = 0;
         for n in 0..4 {
@@ -393,7 +398,8 @@ promises! {
             assert_eq!(over, ids[n.saturating_sub(2)..n.saturating_sub(1)]);
         }
         assert_eq!(store.take_seat(wish(4, true)).await.unwrap(), Taken::Full);
-        store.enter_seats("r", &user, &[(ids[3], Some(last))]).await.unwrap();
+        let held = (user.clone(), vec![(ids[3], Some(last))]);
+        store.enter_seats(&"r".into(), &[held]).await.remove(0).unwrap();
         let taken = store.take_seat(wish(4, true)).await.unwrap();
         assert!(matches!(&taken, Taken::Seat { over, .. } if over.is_empty()), "{taken:?}");
         assert_eq!(store.take_seat(wish(0, true)).await.unwrap(), Taken::Full);

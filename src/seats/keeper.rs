@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
@@ -11,7 +10,7 @@ use tokio::{
 use super::{Known, Seats, Table};
 use crate::{
     event::{ConnectionId, UserId},
-    store::{replicas::LEASE, seats::Held},
+    store::{replicas::LEASE, seats::Holding},
 };
 
 /// Between two renewals of the lease: three may fail before it ends.
@@ -42,10 +41,11 @@ pub struct Keeper {
     patience: Instant,
 }
 
-struct Settling {
-    user: UserId,
-    held: Vec<Held>,
-    changed: Option<u64>,
+/// Users, what is held for each, and the number of its last change.
+#[derive(Default)]
+struct Portion {
+    holdings: Vec<Holding>,
+    changes: Vec<Option<u64>>,
 }
 
 impl Keeper {
@@ -78,7 +78,7 @@ impl Keeper {
         let last = async {
             loop {
                 let portion = seats.table().portion();
-                if portion.is_empty() || !settle(seats, portion).await {
+                if portion.holdings.is_empty() || !settle(seats, portion).await {
                     break;
                 }
             }
@@ -148,18 +148,12 @@ impl Keeper {
 }
 
 /// All at once, in one round trip; whether the store took it.
-async fn settle(seats: &Seats, portion: Vec<Settling>) -> bool {
-    let mut answers: FuturesUnordered<_> = portion
-        .into_iter()
-        .map(|settling| async move {
-            let answer =
-                seats.store.enter_seats(&seats.replica, &settling.user, &settling.held).await;
-            (settling, answer)
-        })
-        .collect();
+async fn settle(seats: &Seats, portion: Portion) -> bool {
+    let Portion { holdings, changes } = portion;
+    let answers = seats.store.enter_seats(&seats.replica, &holdings).await;
     let mut good = true;
-    while let Some((Settling { user, changed, .. }, answer)) = answers.next().await {
-        let mut table = seats.table();
+    let mut table = seats.table();
+    for (((user, _), changed), answer) in holdings.into_iter().zip(changes).zip(answers) {
         if let Err(error) = &answer {
             tracing::debug!(%error, "seats could not be settled; this is tried again");
             good = false;
@@ -174,14 +168,14 @@ async fn settle(seats: &Seats, portion: Vec<Settling>) -> bool {
 
 impl Table {
     /// Takes some users out of the dirty ones.
-    fn portion(&mut self) -> Vec<Settling> {
+    fn portion(&mut self) -> Portion {
         let users: Vec<UserId> = self.dirty.iter().take(PORTION).cloned().collect();
-        let settling = users.into_iter().map(|user| {
+        let mut portion = Portion::default();
+        for user in users {
             self.dirty.remove(&user);
-            let holding = self.users.get(&user);
-            let held = holding.map(|holding| holding.seats.clone()).unwrap_or_default();
-            Settling { held, changed: holding.map(|holding| holding.changed), user }
-        });
-        settling.collect()
+            portion.changes.push(self.users.get(&user).map(|holding| holding.changed));
+            portion.holdings.push((user.clone(), self.held(&user)));
+        }
+        portion
     }
 }

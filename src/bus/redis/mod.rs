@@ -14,6 +14,7 @@ use crate::{config, history::Bounds};
 mod calls;
 pub(crate) mod commands;
 mod control;
+mod desk;
 mod feed;
 mod history;
 mod inbound;
@@ -30,6 +31,7 @@ mod scripts;
 mod setup;
 mod slots;
 
+pub(crate) use desk::Desk;
 pub use feed::RedisFeed;
 pub use inbound::RedisInbound;
 pub use ingest::RedisIngest;
@@ -38,7 +40,7 @@ pub(crate) use keys::Removals;
 pub(crate) use names::COMMANDS;
 pub(crate) use names::Names;
 pub use publisher::RedisPublisher;
-pub(crate) use scripts::eval;
+pub(crate) use scripts::{Call, Script, eval};
 
 use calls::Calls;
 use commands::{Check, Commands};
