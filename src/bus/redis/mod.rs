@@ -16,6 +16,7 @@ pub(crate) mod commands;
 mod control;
 mod desk;
 mod feed;
+mod glance;
 mod history;
 mod inbound;
 mod ingest;
@@ -44,6 +45,7 @@ pub(crate) use scripts::{Call, Script, eval};
 
 use calls::Calls;
 use commands::{Check, Commands};
+use glance::Glancer;
 use link::{LinkSettings, Role};
 use recent::Recent;
 use scripts::Scripts;
@@ -120,6 +122,11 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
     let commands = Commands::start(Arc::clone(&links), settings.inflight, Role::Publisher, check);
     let commands = Arc::new(commands);
     let subscribed = Up::default();
+    let glancer = Glancer {
+        commands: Arc::clone(&commands),
+        calls: Arc::clone(&calls),
+        scripts: Arc::clone(&scripts),
+    };
     Ok(Redis {
         feed: RedisFeed::start(Arc::clone(&links), Arc::clone(&names), subscribed.clone()),
         publisher: RedisPublisher {
@@ -128,6 +135,7 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
             scripts,
             recent,
             server,
+            glances: glancer.open(),
         },
         commands,
         names,

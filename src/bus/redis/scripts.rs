@@ -24,6 +24,8 @@ pub(super) struct Scripts {
     pub(super) publish: Script,
     /// Reads what a channel keeps.
     pub(super) read: Script,
+    /// Looks where channels stand.
+    pub(super) glance: Script,
     /// Puts an event back.
     pub(super) restore: Script,
 }
@@ -50,6 +52,7 @@ impl Default for Scripts {
         Self {
             publish: Script::new(include_str!("publish.lua")),
             read: Script::new(include_str!("read.lua")),
+            glance: Script::new(include_str!("glance.lua")),
             restore: Script::new(include_str!("restore.lua")),
         }
     }

@@ -2,15 +2,16 @@
 --
 -- ARGV: 1 the replica, 2 the limit (0: none), 3 `refuse` or `oldest`, 4 how many that are over are
 -- wanted, 5 how long seats are remembered (ms), 6 the time of the list of live replicas (0: not
--- known), 7 how many are on it, and the list. Then, for each user, one of
---   take, the connection, the credential's session or '', when it was issued (ms), what of its
---     revocations is looked at here (0 nothing, 1 the user, 2 the session as well), and seats;
---   enter, and seats.
--- Seats are how many, and each connection with its time or ''; -1: they need not be settled.
+-- known), 7 how many are on it, and the list. Then for each user one of these, in words:
+--   enter, and what is held;
+--   take, the connection, the credential's session or `-`, when it was issued (ms), what of its
+--     revocations is looked at here (0 nothing, 1 the user, 2 the session as well), `keep` or
+--     `settle`, and what is held, which other seats of the replica are not.
+-- What is held: each connection, and its time or `-`.
 -- KEYS: for each user its seats, then the user's revocations and the session's where they are
 -- looked at. A seat is `<replica>:<connection>` in a sorted set by time.
 --
--- Answers for each: the time and the connections that had to go; nothing where there is no room;
+-- Answers for each: the time and the seats that had to go; nothing where there is no room;
 -- `revoked`; `entered`; or `failed` and why, which does not concern the others.
 
 local clock = redis.call('TIME')
@@ -19,26 +20,18 @@ local replica = ARGV[1] .. ':'
 local limit = tonumber(ARGV[2])
 if limit == 0 then limit = math.huge end
 local as_of = tonumber(ARGV[6])
-local key, arg = 0, 7 + ARGV[7]
+local first = 8 + ARGV[7]
+local key = 0
 
 local function next_key()
   key = key + 1
   return KEYS[key]
 end
 
-local function next_arg()
-  arg = arg + 1
-  return ARGV[arg]
-end
-
-local function next_held()
-  local count = tonumber(next_arg())
-  if count < 0 then return nil end
+-- What is held, from this word on.
+local function held_in(words, from)
   local held = {}
-  for _ = 1, count do
-    local seat = replica .. next_arg()
-    held[seat] = next_arg()
-  end
+  for i = from, #words, 2 do held[replica .. words[i]] = words[i + 1] end
   return held
 end
 
@@ -53,7 +46,7 @@ end
 
 local function enter(seats, held)
   for seat, at in pairs(held) do
-    if at ~= '' then redis.call('ZADD', seats, 'NX', at, seat) end
+    if at ~= '-' then redis.call('ZADD', seats, 'NX', at, seat) end
   end
   settle(seats, held)
   -- Where it holds none, those who do see to the others.
@@ -74,7 +67,7 @@ end
 -- was made may be of a replica that is not on it.
 local function sweep(seats, taken)
   local live = {}
-  for i = 8, 7 + ARGV[7] do live[ARGV[i]] = true end
+  for i = 8, first - 1 do live[ARGV[i]] = true end
   local all = redis.call('ZRANGE', seats, 0, -1, 'WITHSCORES')
   for i = 1, #all, 2 do
     if tonumber(all[i + 1]) <= as_of and not live[string.match(all[i], '^[^:]*')] then
@@ -86,7 +79,6 @@ local function sweep(seats, taken)
 end
 
 local function take(seats, seat)
-  redis.call('ZREM', seats, seat)
   local taken = redis.call('ZCARD', seats)
   if taken >= limit and as_of > 0 then taken = sweep(seats, taken) end
   if taken >= limit and ARGV[3] == 'refuse' then return {} end
@@ -108,28 +100,21 @@ local function take(seats, seat)
   return answer
 end
 
--- Reads all of what is to be done before anything of it can fail.
-local function step()
-  local seats, user, session = next_key(), nil, nil
-  if next_arg() == 'enter' then
-    local held = next_held()
-    return function() return enter(seats, held) end
-  end
-  local seat, name, issued = replica .. next_arg(), next_arg(), tonumber(next_arg())
-  local look = next_arg()
-  if look ~= '0' then user = next_key() end
-  if look == '2' then session = next_key() end
-  local held = next_held()
-  return function()
-    if is_revoked(user, session, name, issued) then return {'revoked'} end
-    if held then settle(seats, held) end
-    return take(seats, seat)
-  end
+local function run(words, seats, user, session)
+  if words[1] == 'enter' then return enter(seats, held_in(words, 2)) end
+  if is_revoked(user, session, words[3], tonumber(words[4])) then return {'revoked'} end
+  if words[6] == 'settle' then settle(seats, held_in(words, 7)) end
+  return take(seats, replica .. words[2])
 end
 
 local answers = {}
-while key < #KEYS do
-  local ok, answer = pcall(step())
+for i = first, #ARGV do
+  local words = {}
+  for word in string.gmatch(ARGV[i], '%S+') do words[#words + 1] = word end
+  local seats, user, session = next_key(), nil, nil
+  if words[1] == 'take' and words[5] ~= '0' then user = next_key() end
+  if words[1] == 'take' and words[5] == '2' then session = next_key() end
+  local ok, answer = pcall(run, words, seats, user, session)
   if not ok then
     -- Redis 7 hands the text of the error on, earlier ones the reply.
     answer = {'failed', type(answer) == 'table' and answer.err or tostring(answer)}

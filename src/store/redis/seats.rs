@@ -4,7 +4,7 @@
 //! Handshakes that come together share one run of the script, which looks whether their credentials
 //! were revoked as well. On a cluster the keys of users lie apart, and each has its own.
 
-use std::sync::Arc;
+use std::{fmt::Write as _, sync::Arc};
 
 use fred::types::Value;
 use futures_util::future::{BoxFuture, FutureExt, try_join, try_join_all};
@@ -100,7 +100,7 @@ impl Clerk {
     ) -> (Call, usize) {
         let Terms { replica, limit, refuse, fleet } = terms;
         let mut keys = Vec::with_capacity(2 * count);
-        let mut arguments = Vec::with_capacity(7 + fleet.live.len() + 6 * count);
+        let mut arguments = Vec::with_capacity(7 + fleet.live.len() + count);
         arguments.extend([
             text(replica),
             limit.to_string().into(),
@@ -115,37 +115,35 @@ impl Clerk {
             match step {
                 Step::Take(wish) => {
                     keys.push(self.names.seats(&wish.user));
-                    self.wish(wish, &mut keys, &mut arguments);
+                    arguments.push(self.wish(wish, &mut keys).into());
                 }
                 Step::Enter((user, held)) => {
                     keys.push(self.names.seats(user));
-                    arguments.push(Value::from_static_str("enter"));
-                    hold(Some(held), &mut arguments);
+                    arguments.push(words("enter".to_owned(), held).into());
                 }
             }
         }
         (Call { keys, arguments, whole: false }, count)
     }
 
-    fn wish(&self, wish: &Wish, keys: &mut Vec<String>, arguments: &mut Vec<Value>) {
+    fn wish(&self, wish: &Wish, keys: &mut Vec<String>) -> String {
         let Wish { user, id, session, issued, held, .. } = wish;
         let look = match session {
-            _ if self.names.is_cluster() => "0",
-            None => "1",
-            Some(_) => "2",
+            _ if self.names.is_cluster() => 0,
+            None => 1,
+            Some(_) => 2,
         };
-        if look != "0" {
+        if look > 0 {
             keys.push(revocations::of_user(&self.names, user));
             keys.extend(session.map(|session| revocations::of_session(&self.names, session)));
         }
-        arguments.extend([
-            Value::from_static_str("take"),
-            id.to_string().into(),
-            session.map(|session| session.to_string()).unwrap_or_default().into(),
-            issued.map_or(0, since_1970).to_string().into(),
-            Value::from_static_str(look),
-        ]);
-        hold(held.as_ref(), arguments);
+        let issued = issued.map_or(0, since_1970);
+        let settle = if held.is_some() { "settle" } else { "keep" };
+        let take = match session {
+            Some(session) => format!("take {id} {session} {issued} {look} {settle}"),
+            None => format!("take {id} - {issued} {look} {settle}"),
+        };
+        words(take, held.as_deref().unwrap_or_default())
     }
 
     /// One answer for each user.
@@ -211,13 +209,16 @@ fn taken(answer: Vec<Value>) -> Result<Taken, BusError> {
     Ok(Taken::Seat { at, over: over.collect() })
 }
 
-fn hold(held: Option<&Vec<Held>>, arguments: &mut Vec<Value>) {
-    let Some(held) = held else { return arguments.push(Value::from_static_str("-1")) };
-    arguments.push(held.len().to_string().into());
+/// These words, and what is held.
+fn words(mut words: String, held: &[Held]) -> String {
     for (id, at) in held {
-        arguments.push(id.to_string().into());
-        arguments.push(at.map(|at| at.to_string()).unwrap_or_default().into());
+        // Writing to a string cannot fail.
+        let _ = match at {
+            Some(at) => write!(words, " {id} {at}"),
+            None => write!(words, " {id} -"),
+        };
     }
+    words
 }
 
 fn text(text: &str) -> Value {
