@@ -227,9 +227,8 @@ fn since(head: &RequestHead, transport: Transport) -> Option<String> {
     let sent = head.headers.get(LAST_EVENT_ID).filter(|_| transport == Transport::Sse);
     // What is no text is no cursor either, and must not pass for nothing asked.
     let sent = sent.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    sent.filter(|text| !text.is_empty()).or_else(|| {
-        parameters(head.uri.query().unwrap_or_default(), "since").next()
-    })
+    sent.filter(|text| !text.is_empty())
+        .or_else(|| parameters(head.uri.query().unwrap_or_default(), "since").next())
 }
 
 fn upgrades_to_websocket(head: &RequestHead) -> bool {

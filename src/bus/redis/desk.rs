@@ -3,14 +3,23 @@
 //! While an answer is on its way, what others ask waits for it, and then goes in one go. So a
 //! question that comes alone goes at once, and in a crowd the cost of asking is shared.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, time::Duration};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 
 use crate::bus::BusError;
 
 /// Questions that go together at most.
 const MOST: usize = 256;
+
+/// So many together are a crowd.
+const CROWD: usize = 4;
+/// Behind a crowd, those who come next wait this long for company: to ask costs more than to find
+/// the answer, and in a crowd a handshake waits longer than that for its worker.
+const COMPANY: Duration = Duration::from_millis(1);
 
 type Answer<A> = Result<A, BusError>;
 type Asker<A> = oneshot::Sender<Answer<A>>;
@@ -42,19 +51,26 @@ impl<Q: Send + 'static, A: Send + 'static> Desk<Q, A> {
         let (sender, mut left) = mpsc::channel(MOST);
         tokio::spawn(async move {
             let mut some: Vec<(Q, Asker<A>)> = Vec::new();
-            while left.recv_many(&mut some, MOST).await > 0 {
+            loop {
+                let count = left.recv_many(&mut some, MOST).await;
+                if count == 0 {
+                    return;
+                }
                 let (questions, askers): (Vec<Q>, Vec<Asker<A>>) = some.drain(..).unzip();
                 for (asker, answer) in askers.into_iter().zip(ask(questions).await) {
                     // One who does not wait any more needs no answer.
                     drop(asker.send(answer));
+                }
+                if count >= CROWD {
+                    sleep(COMPANY).await;
                 }
             }
         });
         Self(sender)
     }
 
-    /// Leaves a question and waits for its answer: one round trip, or two where another is under
-    /// way.
+    /// Leaves a question and waits for its answer: one round trip, or two and a millisecond where
+    /// another is under way.
     ///
     /// # Errors
     /// What the desk answers, or that it has closed.
@@ -71,7 +87,10 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use futures_util::future::join_all;
-    use tokio::sync::Semaphore;
+    use tokio::{
+        sync::Semaphore,
+        time::{Instant, timeout},
+    };
 
     use super::*;
 
@@ -103,12 +122,31 @@ mod tests {
         assert_eq!(*asked.lock().unwrap(), [1, 7]);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn only_a_crowd_waits_for_company() {
+        let desk =
+            Desk::open(|questions: Vec<u8>| async { questions.into_iter().map(Ok).collect() });
+        let begun = Instant::now();
+        for n in 0..9 {
+            assert_eq!(desk.ask(n).await.unwrap(), n);
+        }
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        let crowd = join_all((0..CROWD).map(|_| desk.ask(1)));
+        assert!(crowd.await.into_iter().all(|answer| answer.is_ok()));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        desk.ask(1).await.unwrap();
+        assert_eq!(begun.elapsed(), COMPANY);
+        desk.ask(1).await.unwrap();
+        assert_eq!(begun.elapsed(), COMPANY);
+    }
+
     #[tokio::test]
     async fn one_who_has_gone_is_passed_over() {
-        let desk = Desk::open(|questions: Vec<u8>| async { questions.into_iter().map(Ok).collect() });
+        let desk =
+            Desk::open(|questions: Vec<u8>| async { questions.into_iter().map(Ok).collect() });
         drop(tokio::spawn({
             let desk = desk.clone();
-            async move { drop(tokio::time::timeout(std::time::Duration::ZERO, desk.ask(1)).await) }
+            async move { drop(timeout(Duration::ZERO, desk.ask(1)).await) }
         }));
         assert_eq!(desk.ask(2).await.unwrap(), 2);
     }

@@ -66,23 +66,19 @@ impl Clerk {
                 runs.extend(some.first().map(|first| (&*first.terms, some)));
             }
         }
-        let calls = runs.into_iter().map(|(terms, some)| {
-            self.call(terms, some.iter().map(Step::Take), some.len())
-        });
+        let calls = runs
+            .into_iter()
+            .map(|(terms, some)| self.call(terms, some.iter().map(Step::Take), some.len()));
         let answers = self.run(calls.collect(), wishes.len()).await;
         answers.into_iter().map(|answer| taken(answer?)).collect()
     }
 
     /// Enters what a replica holds.
-    async fn enter(
-        &self,
-        replica: &Arc<str>,
-        holdings: &[Holding],
-    ) -> Vec<Result<(), BusError>> {
+    async fn enter(&self, replica: &Arc<str>, holdings: &[Holding]) -> Vec<Result<(), BusError>> {
         let terms = Terms { replica: Arc::clone(replica), ..Terms::default() };
-        let calls = holdings.chunks(self.together()).map(|some| {
-            self.call(&terms, some.iter().map(Step::Enter), some.len())
-        });
+        let calls = holdings
+            .chunks(self.together())
+            .map(|some| self.call(&terms, some.iter().map(Step::Enter), some.len()));
         let answers = self.run(calls.collect(), holdings.len()).await;
         answers.into_iter().map(|answer| answer.map(drop)).collect()
     }
@@ -239,7 +235,9 @@ fn count(seats: &[String], now: u64, live: &[String]) -> usize {
 impl SeatBook for RedisStore {
     fn take_seat(&self, wish: Wish) -> BoxFuture<'_, Result<Taken, BusError>> {
         async move {
-            if self.names.is_cluster() && self.revoked(&wish.user, wish.session, wish.issued).await? {
+            if self.names.is_cluster()
+                && self.revoked(&wish.user, wish.session, wish.issued).await?
+            {
                 return Ok(Taken::Revoked);
             }
             self.wishes.ask(wish).await
