@@ -23,6 +23,10 @@ const ROUND: Duration = Duration::from_secs(60);
 const PACE: Duration = Duration::from_millis(50);
 /// Users that are settled at once.
 const PORTION: usize = 128;
+/// When so many users were settled within `COMPANY`, a crowd is leaving, and the next are settled
+/// together after that time: to tell the store costs more than what it does then.
+const CROWD: usize = 4;
+const COMPANY: Duration = Duration::from_millis(1);
 /// How long the last releases may take.
 const LAST: Duration = Duration::from_secs(1);
 /// Connections whose eviction is announced at once.
@@ -37,8 +41,10 @@ pub struct Keeper {
     round: Vec<UserId>,
     next_round: Instant,
     beat: Instant,
-    /// Nothing is settled before this moment, because it failed just now.
+    /// Nothing is settled before this moment, because it failed just now or more will have left.
     patience: Instant,
+    /// How many users were settled since when.
+    settled: (usize, Instant),
 }
 
 /// Users, what is held for each, and the number of its last change.
@@ -52,7 +58,7 @@ impl Keeper {
     pub(super) fn new(seats: Arc<Seats>, over: mpsc::Receiver<Vec<ConnectionId>>) -> Self {
         let now = Instant::now();
         let (next_round, round) = (now + ROUND, Vec::new());
-        Self { seats, over, round, next_round, beat: now, patience: now }
+        Self { seats, over, round, next_round, beat: now, patience: now, settled: (0, now) }
     }
 
     /// Runs for ever.
@@ -141,8 +147,21 @@ impl Keeper {
 
     async fn settle_some(&mut self) {
         let portion = self.seats.table().portion();
-        if !settle(&self.seats, portion).await {
-            self.patience = Instant::now() + RETRY;
+        let count = portion.holdings.len();
+        let good = settle(&self.seats, portion).await;
+        let now = Instant::now();
+        let (settled, since) = self.settled;
+        let lately = if now.duration_since(since) < COMPANY { settled + count } else { count };
+        if lately >= CROWD {
+            self.patience = now + COMPANY;
+            self.settled = (0, now);
+        } else if lately == count {
+            self.settled = (count, now);
+        } else {
+            self.settled = (lately, since);
+        }
+        if !good {
+            self.patience = now + RETRY;
         }
     }
 }
@@ -174,7 +193,12 @@ impl Table {
         for user in users {
             self.dirty.remove(&user);
             portion.changes.push(self.users.get(&user).map(|holding| holding.changed));
-            portion.holdings.push((user.clone(), self.held(&user)));
+            let held = self.held(&user);
+            portion.holdings.push((user, held));
+        }
+        // A crowd has left, and was settled.
+        if self.dirty.capacity() > 1_024 && self.dirty.is_empty() {
+            self.dirty.shrink_to_fit();
         }
         portion
     }

@@ -310,9 +310,9 @@ impl Table {
         if holding.seats.is_empty() {
             self.users.remove(user);
         }
-        if self.users.is_empty() {
-            // A crowd has left; its memory goes with it.
-            self.users = HashMap::default();
+        // A crowd has left; its memory goes with it.
+        if self.users.capacity() > 64 && self.users.len() * 4 < self.users.capacity() {
+            self.users.shrink_to_fit();
         }
     }
 }

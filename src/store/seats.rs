@@ -150,9 +150,9 @@ impl Memory {
         if seats.is_empty() {
             state.users.remove(user);
         }
-        if state.users.is_empty() {
-            // A crowd has left; its memory goes with it.
-            state.users = HashMap::default();
+        // A crowd has left; its memory goes with it.
+        if state.users.capacity() > 64 && state.users.len() * 4 < state.users.capacity() {
+            state.users.shrink_to_fit();
         }
     }
 }
