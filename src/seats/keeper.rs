@@ -150,15 +150,12 @@ impl Keeper {
         let count = portion.holdings.len();
         let good = settle(&self.seats, portion).await;
         let now = Instant::now();
-        let (settled, since) = self.settled;
-        let lately = if now.duration_since(since) < COMPANY { settled + count } else { count };
-        if lately >= CROWD {
-            self.patience = now + COMPANY;
+        if now.duration_since(self.settled.1) >= COMPANY {
             self.settled = (0, now);
-        } else if lately == count {
-            self.settled = (count, now);
-        } else {
-            self.settled = (lately, since);
+        }
+        self.settled.0 += count;
+        if self.settled.0 >= CROWD {
+            self.patience = now + COMPANY;
         }
         if !good {
             self.patience = now + RETRY;
