@@ -61,6 +61,8 @@ pub struct Seats {
 struct Known {
     /// The list of replicas in it is not known if its time is 0.
     terms: Arc<Terms>,
+    /// The same without the list, one for all: those who wish by the same terms go together.
+    unlisted: Arc<Terms>,
     /// The names in it, to be shared.
     live: Arc<[String]>,
     /// Until then some may be missing on the list: the store has forgotten everyone, and they
@@ -158,7 +160,7 @@ impl Seats {
             session: principal.session,
             issued: principal.issued,
             held,
-            terms: if doubtful { self.terms(Fleet::default()) } else { Arc::clone(&known.terms) },
+            terms: Arc::clone(if doubtful { &known.unlisted } else { &known.terms }),
         };
         let taken = self.store.take_seat(wish).await.map_err(|error| away(&error))?;
         let (at, over) = match taken {
@@ -253,6 +255,7 @@ impl Seats {
         self.known.send_replace(Arc::new(Known {
             live: fleet.live.clone().into(),
             terms: self.terms(fleet),
+            unlisted: self.terms(Fleet::default()),
             doubtful,
         }));
         Ok(fresh)

@@ -4,7 +4,7 @@
 //! Handshakes that come together share one run of the script, which looks whether their credentials
 //! were revoked as well. On a cluster the keys of users lie apart, and each has its own.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use fred::types::Value;
 use futures_util::future::{BoxFuture, FutureExt, try_join, try_join_all};
@@ -70,7 +70,7 @@ impl Clerk {
             .into_iter()
             .map(|(terms, some)| self.call(terms, some.iter().map(Step::Take), some.len()));
         let answers = self.run(calls.collect(), wishes.len()).await;
-        answers.into_iter().map(|answer| taken(answer?)).collect()
+        answers.into_iter().map(|answer| taken(&answer?)).collect()
     }
 
     /// Enters what a replica holds.
@@ -194,8 +194,8 @@ fn unreadable() -> BusError {
     BusError::Away("a script's answer cannot be read".to_owned())
 }
 
-fn taken(answer: Vec<Value>) -> Result<Taken, BusError> {
-    let mut words = answer.iter().map(|word| word.as_str());
+fn taken(answer: &[Value]) -> Result<Taken, BusError> {
+    let mut words = answer.iter().map(Value::as_str);
     let at = match words.next().flatten().as_deref() {
         None => return Ok(Taken::Full),
         Some("revoked") => return Ok(Taken::Revoked),
@@ -208,11 +208,10 @@ fn taken(answer: Vec<Value>) -> Result<Taken, BusError> {
 /// These words, and what is held.
 fn words(mut words: String, held: &[Held]) -> String {
     for (id, at) in held {
-        // Writing to a string cannot fail.
-        let _ = match at {
-            Some(at) => write!(words, " {id} {at}"),
-            None => write!(words, " {id} -"),
-        };
+        words.push(' ');
+        words.push_str(&id.to_string());
+        words.push(' ');
+        words.push_str(&at.map_or_else(|| "-".to_owned(), |at| at.to_string()));
     }
     words
 }
