@@ -166,7 +166,10 @@ impl ConnectionId {
     /// A new one.
     #[must_use]
     pub fn new() -> Self {
-        Self(Uuid::now_v7())
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        // Uuid's own asks the kernel for randomness each time; these need not be secret.
+        Self(uuid::Builder::from_unix_timestamp_millis(ms, &rand::random()).into_uuid())
     }
 
     /// Reads what [`Display`](fmt::Display) writes.

@@ -334,10 +334,19 @@ pub fn bearer_token(value: &str) -> Option<&str> {
 }
 
 fn query(query: &str, wanted: &str) -> Vec<String> {
-    form_urlencoded::parse(query.as_bytes())
-        .filter(|(name, _)| name == wanted)
-        .map(|(_, value)| value.into_owned())
-        .collect()
+    parameters(query, wanted).collect()
+}
+
+/// The values of a parameter of a query string. What is long in there is mostly another, which is
+/// passed over as it is.
+pub fn parameters<'a>(query: &'a str, wanted: &'a str) -> impl Iterator<Item = String> {
+    let perhaps = move |pair: &&str| {
+        let name = pair.split('=').next().unwrap_or_default();
+        name == wanted || name.contains(['%', '+'])
+    };
+    let pairs = query.split('&').filter(perhaps);
+    let pairs = pairs.flat_map(|pair| form_urlencoded::parse(pair.as_bytes()));
+    pairs.filter(move |(name, _)| name == wanted).map(|(_, value)| value.into_owned())
 }
 
 #[cfg(test)]
@@ -363,6 +372,7 @@ mod tests {
         assert_eq!(subprotocol(&h), ["a.b.c"]);
         assert_eq!(bearer(&h), ["d.e.f"]);
         assert_eq!(query("x=1&token=g%2Eh.i&ticket=t&y", "token"), ["g.h.i"]);
+        assert_eq!(query("tokens=1&%74oken=a=b&&token&=&token=+", "token"), ["a=b", "", " "]);
     }
 
     #[test]

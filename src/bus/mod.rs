@@ -157,6 +157,15 @@ pub trait History: Send + Sync {
     /// The first failure.
     fn read(&self, asks: Vec<Ask>) -> BoxFuture<'_, Result<Vec<Reading>, BusError>>;
 
+    /// The same for a connection that begins. Many begin together, and few of their channels have
+    /// anything after the place that is asked for.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn begin(&self, asks: Vec<Ask>) -> BoxFuture<'_, Result<Vec<Reading>, BusError>> {
+        self.read(asks)
+    }
+
     /// Drops what is kept for a user. The last id stays, so that whoever has not seen it is told.
     ///
     /// # Errors

@@ -179,7 +179,7 @@ impl Replays {
             .filter(|(_, hold)| asks.iter().any(|ask| ask.channel == *hold.channel()))
             .map(|(n, _)| n)
             .collect();
-        for (n, reading) in asked.into_iter().zip(self.history.read(asks).await?) {
+        for (n, reading) in asked.into_iter().zip(self.history.begin(asks).await?) {
             if let (Some(slot), Some(last)) = (readings.get_mut(n), lasts.get_mut(n)) {
                 *last = reading.last;
                 slot.get_or_insert(reading);

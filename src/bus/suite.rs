@@ -22,14 +22,9 @@ use super::{
 };
 use crate::{
     config,
-    event::{Channel, ConnectionId, Group, SessionKey, UserId},
+    event::{Channel, Group, SessionKey, UserId},
     history::Bounds,
-    store::{
-        Claim, IDEMPOTENCY_TTL, Store,
-        memory::MemoryStore,
-        redis::RedisStore,
-        seats::{Taken, Wish},
-    },
+    store::{Claim, IDEMPOTENCY_TTL, Store, memory::MemoryStore, redis::RedisStore},
     testing::{RedisCluster, RedisServer, eventually},
 };
 
@@ -206,6 +201,7 @@ macro_rules! promises {
 }
 
 mod kept;
+mod seats;
 
 promises! {
     /// Also within one call, and between calls.
@@ -373,35 +369,6 @@ promises! {
         .await;
     }
 
-    async fn the_oldest_seats_are_over_and_what_is_not_held_is_gone(bus) {
-        let store = &bus.store;
-        let user = UserId::new("a:{lice}").unwrap();
-        let fleet = store.beat("r").await.unwrap();
-        assert_eq!((fleet.live.as_slice(), fleet.fresh), (&["r".to_owned()][..], true));
-        assert!(!store.beat("r").await.unwrap().fresh);
-        let ids: Vec<ConnectionId> = (0..5).map(|_| ConnectionId::new()).collect();
-        let wish = |n: usize, refuse| Wish {
-            user: &user, id: ids[n], replica: "r", limit: 2, refuse, fleet: &fleet,
-        };
-        let mut last = 0;
-        for n in 0..4 {
-            let taken = store.take_seat(wish(n, false)).await.unwrap();
-            let Taken::Seat { at, over } = taken else { panic!("{taken:?}") };
-            assert!(at > last, "every seat is newer than those before");
-            last = at;
-            // Named once: its seat is gone from then on.
-            assert_eq!(over, ids[n.saturating_sub(2)..n.saturating_sub(1)]);
-        }
-        assert_eq!(store.take_seat(wish(4, true)).await.unwrap(), Taken::Full);
-        store.enter_seats("r", &user, &[(ids[3], Some(last))]).await.unwrap();
-        let taken = store.take_seat(wish(4, true)).await.unwrap();
-        assert!(matches!(&taken, Taken::Seat { over, .. } if over.is_empty()), "{taken:?}");
-        assert_eq!(store.take_seat(wish(0, true)).await.unwrap(), Taken::Full);
-        assert_eq!(store.live().await.unwrap(), ["r"]);
-        store.leave("r").await.unwrap();
-        assert!(store.live().await.unwrap().is_empty());
-    }
-
     async fn an_order_is_heard_by_everyone(mut bus) {
         let order = r#"{"user":"alice","cause":"revoked","given":1700000000000,"nonce":"n"}"#;
         let mut places = Vec::new();
@@ -448,7 +415,7 @@ promises! {
 #[tokio::test]
 async fn all_promises_hold_on_a_cluster() {
     let cluster = RedisCluster::running().await;
-    let all = promises().into_iter().chain(kept::promises());
+    let all = promises().into_iter().chain(kept::promises()).chain(seats::promises());
     for (n, (name, promise)) in all.enumerate() {
         println!("{name}");
         let bus = Bus::connect(cluster.url(), &format!("p{n}:"), BOUNDS);

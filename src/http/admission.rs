@@ -7,7 +7,7 @@ use actix_http::{RequestHead, Version, header, ws::verify_handshake};
 
 use super::public::State;
 use crate::{
-    auth::{Denied, Head, origin::Verdict},
+    auth::{Denied, Head, origin::Verdict, parameters},
     bus::replays::{Opening, Since},
     config::{Method, Reject},
     event::{Channel, CloseCause, ConnectionId, Principal},
@@ -228,11 +228,8 @@ fn since(head: &RequestHead, transport: Transport) -> Option<String> {
     let sent = head.headers.get(LAST_EVENT_ID).filter(|_| transport == Transport::Sse);
     // What is no text is no cursor either, and must not pass for nothing asked.
     let sent = sent.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    sent.filter(|text| !text.is_empty()).or_else(|| {
-        let query = head.uri.query().unwrap_or_default();
-        let mut pairs = form_urlencoded::parse(query.as_bytes());
-        pairs.find(|(name, _)| name == "since").map(|(_, value)| value.into_owned())
-    })
+    sent.filter(|text| !text.is_empty())
+        .or_else(|| parameters(head.uri.query().unwrap_or_default(), "since").next())
 }
 
 fn upgrades_to_websocket(head: &RequestHead) -> bool {

@@ -75,8 +75,9 @@ type Part = HashMap<Channel, Track, ahash::RandomState>;
 struct Track {
     holders: u32,
     state: State,
-    /// What replays read, where many ask for the same: broadcast and groups.
-    ring: Option<Ring>,
+    /// What replays read, where many ask for the same: broadcast and groups. Apart, since nearly all
+    /// channels are users' and have none.
+    ring: Option<Box<Ring>>,
 }
 
 /// The history of a channel, as far as it was read once and handed out since.
@@ -239,7 +240,7 @@ impl Tracks {
                     }
                     _ => State::Standing(kept.at),
                 };
-                if let Some(Ring { stream: ring, .. }) = &mut track.ring {
+                if let Some(Ring { stream: ring, .. }) = track.ring.as_deref_mut() {
                     let before = ring.bytes();
                     ring.push(kept.clone(), &self.bounds, kept.at.ms);
                     self.rings.fetch_add(ring.bytes(), Ordering::Relaxed);
@@ -287,7 +288,7 @@ impl Tracks {
     #[must_use]
     pub fn ring(&self, channel: &Channel, after: Position, most: usize, now: u64) -> Option<Held> {
         let mut part = self.part(channel);
-        let Ring { stream, before } = part.get_mut(channel)?.ring.as_mut()?;
+        let Ring { stream, before } = part.get_mut(channel)?.ring.as_deref_mut()?;
         if before.epoch < self.epoch.load(Ordering::Relaxed) {
             return None;
         }
@@ -333,7 +334,7 @@ impl Tracks {
             stream.push(kept, &self.bounds, now);
         }
         self.rings.fetch_add(stream.bytes(), Ordering::Relaxed);
-        track.ring = Some(Ring { stream, before });
+        track.ring = Some(Box::new(Ring { stream, before }));
     }
 
     fn tell_broken(&self, channel: &Channel) {

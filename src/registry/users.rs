@@ -9,7 +9,7 @@ use std::{
 const PARTS: usize = 16;
 
 /// Connections per user, by the hash of the id: the sum is all that anyone asks for.
-pub(super) struct Users([Mutex<HashMap<u64, u32>>; PARTS]);
+pub(super) struct Users([Mutex<HashMap<u64, u32, ahash::RandomState>>; PARTS]);
 
 impl Default for Users {
     fn default() -> Self {
@@ -44,7 +44,7 @@ impl Users {
         }
     }
 
-    fn part(&self, hash: u64) -> MutexGuard<'_, HashMap<u64, u32>> {
+    fn part(&self, hash: u64) -> MutexGuard<'_, HashMap<u64, u32, ahash::RandomState>> {
         let index = usize::try_from(hash >> 60).unwrap_or(0) % PARTS;
         // A count cannot be left half changed, so a poisoned lock is as good as new.
         self.0[index].lock().unwrap_or_else(PoisonError::into_inner)

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
@@ -11,7 +10,7 @@ use tokio::{
 use super::{Known, Seats, Table};
 use crate::{
     event::{ConnectionId, UserId},
-    store::{replicas::LEASE, seats::Held},
+    store::{replicas::LEASE, seats::Holding},
 };
 
 /// Between two renewals of the lease: three may fail before it ends.
@@ -24,6 +23,10 @@ const ROUND: Duration = Duration::from_secs(60);
 const PACE: Duration = Duration::from_millis(50);
 /// Users that are settled at once.
 const PORTION: usize = 128;
+/// When so many users were settled within `COMPANY`, a crowd is leaving, and the next are settled
+/// together after that time: to tell the store costs more than what it does then.
+const CROWD: usize = 4;
+const COMPANY: Duration = Duration::from_millis(1);
 /// How long the last releases may take.
 const LAST: Duration = Duration::from_secs(1);
 /// Connections whose eviction is announced at once.
@@ -38,21 +41,24 @@ pub struct Keeper {
     round: Vec<UserId>,
     next_round: Instant,
     beat: Instant,
-    /// Nothing is settled before this moment, because it failed just now.
+    /// Nothing is settled before this moment, because it failed just now or more will have left.
     patience: Instant,
+    /// How many users were settled since when.
+    settled: (usize, Instant),
 }
 
-struct Settling {
-    user: UserId,
-    held: Vec<Held>,
-    changed: Option<u64>,
+/// Users, what is held for each, and the number of its last change.
+#[derive(Default)]
+struct Portion {
+    holdings: Vec<Holding>,
+    changes: Vec<Option<u64>>,
 }
 
 impl Keeper {
     pub(super) fn new(seats: Arc<Seats>, over: mpsc::Receiver<Vec<ConnectionId>>) -> Self {
         let now = Instant::now();
         let (next_round, round) = (now + ROUND, Vec::new());
-        Self { seats, over, round, next_round, beat: now, patience: now }
+        Self { seats, over, round, next_round, beat: now, patience: now, settled: (0, now) }
     }
 
     /// Runs for ever.
@@ -78,7 +84,7 @@ impl Keeper {
         let last = async {
             loop {
                 let portion = seats.table().portion();
-                if portion.is_empty() || !settle(seats, portion).await {
+                if portion.holdings.is_empty() || !settle(seats, portion).await {
                     break;
                 }
             }
@@ -141,25 +147,29 @@ impl Keeper {
 
     async fn settle_some(&mut self) {
         let portion = self.seats.table().portion();
-        if !settle(&self.seats, portion).await {
-            self.patience = Instant::now() + RETRY;
+        let count = portion.holdings.len();
+        let good = settle(&self.seats, portion).await;
+        let now = Instant::now();
+        if now.duration_since(self.settled.1) >= COMPANY {
+            self.settled = (0, now);
+        }
+        self.settled.0 += count;
+        if self.settled.0 >= CROWD {
+            self.patience = now + COMPANY;
+        }
+        if !good {
+            self.patience = now + RETRY;
         }
     }
 }
 
 /// All at once, in one round trip; whether the store took it.
-async fn settle(seats: &Seats, portion: Vec<Settling>) -> bool {
-    let mut answers: FuturesUnordered<_> = portion
-        .into_iter()
-        .map(|settling| async move {
-            let answer =
-                seats.store.enter_seats(&seats.replica, &settling.user, &settling.held).await;
-            (settling, answer)
-        })
-        .collect();
+async fn settle(seats: &Seats, portion: Portion) -> bool {
+    let Portion { holdings, changes } = portion;
+    let answers = seats.store.enter_seats(&seats.replica, &holdings).await;
     let mut good = true;
-    while let Some((Settling { user, changed, .. }, answer)) = answers.next().await {
-        let mut table = seats.table();
+    let mut table = seats.table();
+    for (((user, _), changed), answer) in holdings.into_iter().zip(changes).zip(answers) {
         if let Err(error) = &answer {
             tracing::debug!(%error, "seats could not be settled; this is tried again");
             good = false;
@@ -174,14 +184,19 @@ async fn settle(seats: &Seats, portion: Vec<Settling>) -> bool {
 
 impl Table {
     /// Takes some users out of the dirty ones.
-    fn portion(&mut self) -> Vec<Settling> {
+    fn portion(&mut self) -> Portion {
         let users: Vec<UserId> = self.dirty.iter().take(PORTION).cloned().collect();
-        let settling = users.into_iter().map(|user| {
+        let mut portion = Portion::default();
+        for user in users {
             self.dirty.remove(&user);
-            let holding = self.users.get(&user);
-            let held = holding.map(|holding| holding.seats.clone()).unwrap_or_default();
-            Settling { held, changed: holding.map(|holding| holding.changed), user }
-        });
-        settling.collect()
+            portion.changes.push(self.users.get(&user).map(|holding| holding.changed));
+            let held = self.held(&user);
+            portion.holdings.push((user, held));
+        }
+        // A crowd has left, and was settled.
+        if self.dirty.capacity() > 1_024 && self.dirty.is_empty() {
+            self.dirty.shrink_to_fit();
+        }
+        portion
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     store::{
         Store,
         replicas::{Fleet, LEASE},
-        seats::{Held, Taken, Wish},
+        seats::{Held, Taken, Terms, Wish},
     },
 };
 
@@ -39,7 +39,7 @@ const EVICTIONS: usize = 1024;
 
 /// The seats. Shared by all workers.
 pub struct Seats {
-    replica: String,
+    replica: Arc<str>,
     store: Arc<dyn Store>,
     orders: Orders,
     /// Seats of one user; 0 for any number.
@@ -59,7 +59,10 @@ pub struct Seats {
 /// What is known of the other replicas.
 #[derive(Default)]
 struct Known {
-    fleet: Fleet,
+    /// The list of replicas in it is not known if its time is 0.
+    terms: Arc<Terms>,
+    /// The same without the list, one for all: those who wish by the same terms go together.
+    unlisted: Arc<Terms>,
     /// The names in it, to be shared.
     live: Arc<[String]>,
     /// Until then some may be missing on the list: the store has forgotten everyone, and they
@@ -120,7 +123,7 @@ impl Seats {
     ) -> (Arc<Self>, Keeper) {
         let (over, evictions) = mpsc::channel(EVICTIONS);
         let seats = Arc::new(Self {
-            replica: replica.to_owned(),
+            replica: replica.into(),
             store,
             orders,
             limit: limits.connections_per_user,
@@ -135,9 +138,9 @@ impl Seats {
         (seats, keeper)
     }
 
-    /// Takes a seat for a connection of this id, if nothing was revoked: one round trip to the
-    /// store for either, so that a revoked credential drives nobody out. What is revoked in between
-    /// comes as an order, for which handshakes under way are no exception.
+    /// Takes a seat for a connection of this id, if nothing was revoked, so that a revoked
+    /// credential drives nobody out. What is revoked in between comes as an order, for which
+    /// handshakes under way are no exception.
     ///
     /// # Errors
     /// See [`NoSeat`].
@@ -146,24 +149,25 @@ impl Seats {
         id: ConnectionId,
         principal: &Principal,
     ) -> Result<Seat, NoSeat> {
-        if self.revoked(principal).await.map_err(|error| away(&error))? {
-            return Err(NoSeat::Revoked);
-        }
         let known = self.known().await?;
         // Held before the store knows it, so that settling meanwhile does not take it away; and
         // given back by its drop, whatever comes.
-        let seat = self.hold(id, &principal.user);
+        let (seat, held) = self.hold(id, &principal.user);
         let doubtful = known.doubtful.is_some_and(|until| Instant::now() < until);
         let wish = Wish {
-            user: &principal.user,
+            user: principal.user.clone(),
             id,
-            replica: &self.replica,
-            limit: self.limit,
-            refuse: self.policy == UserPolicy::Refuse,
-            fleet: if doubtful { &Fleet::default() } else { &known.fleet },
+            session: principal.session,
+            issued: principal.issued,
+            held,
+            terms: Arc::clone(if doubtful { &known.unlisted } else { &known.terms }),
         };
         let taken = self.store.take_seat(wish).await.map_err(|error| away(&error))?;
-        let Taken::Seat { at, over } = taken else { return Err(NoSeat::TooMany) };
+        let (at, over) = match taken {
+            Taken::Seat { at, over } => (at, over),
+            Taken::Full => return Err(NoSeat::TooMany),
+            Taken::Revoked => return Err(NoSeat::Revoked),
+        };
         seat.taken(at);
         if !over.is_empty()
             && let Err(error) = self.over.try_send(over)
@@ -196,10 +200,10 @@ impl Seats {
     /// The store is away.
     pub async fn reports(&self) -> Result<Vec<(String, Option<Report>)>, BusError> {
         let others = self.store.reports().await?.into_iter();
-        let others = others.filter(|(name, _)| *name != self.replica).map(|(name, report)| {
+        let others = others.filter(|(name, _)| **name != *self.replica).map(|(name, report)| {
             (name, report.and_then(|report| serde_json::from_str(&report).ok()))
         });
-        let own = (self.replica.clone(), Some(self.reporter.report()));
+        let own = (self.replica.to_string(), Some(self.reporter.report()));
         Ok(std::iter::once(own).chain(others).collect())
     }
 
@@ -214,12 +218,25 @@ impl Seats {
     /// What is known of the fleet, once this replica belongs to it: others must not take a seat for
     /// that of a replica that is gone.
     async fn known(&self) -> Result<Arc<Known>, NoSeat> {
+        let joined = |known: &Arc<Known>| known.terms.fleet.at != 0;
+        let now = Arc::clone(&self.known.borrow());
+        if joined(&now) {
+            return Ok(now);
+        }
         let mut known = self.known.subscribe();
-        let joined = timeout(JOINING, known.wait_for(|known| known.fleet.at != 0)).await;
-        match joined {
+        match timeout(JOINING, known.wait_for(joined)).await {
             Ok(Ok(known)) => Ok(Arc::clone(&known)),
             _ => Err(NoSeat::Away),
         }
+    }
+
+    fn terms(&self, fleet: Fleet) -> Arc<Terms> {
+        Arc::new(Terms {
+            replica: Arc::clone(&self.replica),
+            limit: self.limit,
+            refuse: self.policy == UserPolicy::Refuse,
+            fleet,
+        })
     }
 
     /// Renews the lease of this replica, and learns which others are alive. Whether this replica
@@ -237,7 +254,8 @@ impl Seats {
         }
         self.known.send_replace(Arc::new(Known {
             live: fleet.live.clone().into(),
-            fleet,
+            terms: self.terms(fleet),
+            unlisted: self.terms(Fleet::default()),
             doubtful,
         }));
         Ok(fresh)
@@ -250,11 +268,14 @@ impl Seats {
         self.store.report(&self.replica, report).await
     }
 
-    fn hold(self: &Arc<Self>, id: ConnectionId, user: &UserId) -> Seat {
+    /// Holds a seat from now on. With it, what the replica holds for the user, if the store may not
+    /// have heard of all that was given back: who comes back at once must not be taken for one more.
+    fn hold(self: &Arc<Self>, id: ConnectionId, user: &UserId) -> (Seat, Option<Vec<Held>>) {
         let mut table = self.table();
         table.change(user).seats.push((id, None));
+        let held = table.dirty.contains(user).then(|| table.held(user));
         drop(table);
-        Seat { seats: Arc::clone(self), user: user.clone(), id }
+        (Seat { seats: Arc::clone(self), user: user.clone(), id }, held)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -272,21 +293,29 @@ impl Table {
     fn change(&mut self, user: &UserId) -> &mut Holding {
         self.changes += 1;
         let changes = self.changes;
-        let holding = self.users.entry(user.clone()).or_default();
+        // Nearly everyone has one.
+        let one = || Holding { seats: Vec::with_capacity(1), changed: 0 };
+        let holding = self.users.entry(user.clone()).or_insert_with(one);
         holding.changed = changes;
         holding
     }
 
+    fn held(&self, user: &UserId) -> Vec<Held> {
+        self.users.get(user).map(|holding| holding.seats.clone()).unwrap_or_default()
+    }
+
     fn release(&mut self, user: &UserId, id: ConnectionId) {
-        let holding = self.change(user);
+        self.changes += 1;
+        let changes = self.changes;
+        let Some(holding) = self.users.get_mut(user) else { return };
+        holding.changed = changes;
         holding.seats.retain(|(held, _)| *held != id);
         if holding.seats.is_empty() {
             self.users.remove(user);
         }
-        self.dirty.insert(user.clone());
-        if self.users.is_empty() {
-            // A crowd has left; its memory goes with it.
-            self.users = HashMap::default();
+        // A crowd has left; its memory goes with it.
+        if self.users.capacity() > 64 && self.users.len() * 4 < self.users.capacity() {
+            self.users.shrink_to_fit();
         }
     }
 }
@@ -306,8 +335,20 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.seats.table().release(&self.user, self.id);
-        self.seats.dirty.notify_one();
+        let Self { seats, user, id } = self;
+        if seats.store.give_back(user, *id) {
+            seats.table().release(user, *id);
+            return;
+        }
+        let mut table = seats.table();
+        table.release(user, *id);
+        let first = table.dirty.is_empty();
+        table.dirty.insert(user.clone());
+        drop(table);
+        // Whoever found it empty has rung, and the keeper takes all that is in it then.
+        if first {
+            seats.dirty.notify_one();
+        }
     }
 }
 
@@ -398,15 +439,14 @@ mod tests {
             seats.known().await.unwrap();
             let bad = seats.take(ConnectionId::new(), &principal("bad")).await;
             assert_eq!(bad.err(), Some(NoSeat::Revoked));
-            let user = UserId::new("alice").unwrap();
             let fleet = Fleet { live: vec!["r".to_owned()], at: 1, fresh: false };
             let wish = Wish {
-                user: &user,
+                user: UserId::new("alice").unwrap(),
                 id: ConnectionId::new(),
-                replica: "r",
-                limit: 1,
-                refuse: policy == UserPolicy::Refuse,
-                fleet: &fleet,
+                session: None,
+                issued: None,
+                held: None,
+                terms: seats.terms(fleet),
             };
             let taken = store.take_seat(wish).await.unwrap();
             assert!(matches!(&taken, Taken::Seat { over, .. } if over.is_empty()), "{taken:?}");

@@ -6,10 +6,13 @@ use fred::interfaces::KeysInterface;
 use fred::types::{Expiration, FromValue, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::{Claim, Store};
+use super::{
+    Claim, Store,
+    seats::{Taken, Wish},
+};
 use crate::bus::{
     BusError,
-    redis::{Names, commands::Commands, eval},
+    redis::{Desk, Names, commands::Commands, eval},
 };
 
 mod replicas;
@@ -17,6 +20,8 @@ mod revocations;
 mod seats;
 pub mod sessions;
 mod tickets;
+
+use seats::Clerk;
 
 /// What the key holds, or nothing after having set it. `SET … NX GET` says the same, but only
 /// from Redis 7 on.
@@ -38,14 +43,24 @@ pub struct RedisStore {
     /// Of idempotency keys.
     prefix: String,
     tickets: String,
+    clerk: Arc<Clerk>,
+    /// Where handshakes leave their wishes for the clerk.
+    wishes: Desk<Wish, Taken>,
 }
 
 impl RedisStore {
-    /// A store that shares the bus's connection and its way to call keys.
+    /// A store that shares the bus's connection and its way to call keys. Its part that runs by
+    /// itself does so on the tokio runtime it is called in, as long as there is a clone.
     #[must_use]
     pub(crate) fn new(commands: Arc<Commands>, names: Arc<Names>) -> Self {
         let (prefix, tickets) = (names.key("idempotency:"), names.key("ticket:"));
-        Self { commands, names, prefix, tickets }
+        let clerk = Arc::new(Clerk::new(Arc::clone(&commands), Arc::clone(&names)));
+        let asked = Arc::clone(&clerk);
+        let wishes = Desk::open(move |wishes: Vec<Wish>| {
+            let clerk = Arc::clone(&asked);
+            async move { clerk.take(&wishes).await }
+        });
+        Self { commands, names, prefix, tickets, clerk, wishes }
     }
 
     /// The key of this name.

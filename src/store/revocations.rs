@@ -113,6 +113,24 @@ impl Memory {
         // Every change is whole, so a poisoned lock is as good as new.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether such a credential is refused.
+    pub(super) fn cover(
+        &self,
+        user: &UserId,
+        session: Option<SessionKey>,
+        issued: Option<SystemTime>,
+    ) -> bool {
+        let state = self.state();
+        let ended = session.and_then(|session| state.sessions.get(&session));
+        let mark = state.users.get(user);
+        if ended.is_none() && mark.is_none() {
+            return false;
+        }
+        let now = Instant::now();
+        ended.is_some_and(|end| *end > now)
+            || mark.is_some_and(|(mark, end)| *end > now && mark.covers(session, issued))
+    }
 }
 
 impl Revocations for super::memory::MemoryStore {
@@ -152,15 +170,7 @@ impl Revocations for super::memory::MemoryStore {
         session: Option<SessionKey>,
         issued: Option<SystemTime>,
     ) -> BoxFuture<'a, Result<bool, BusError>> {
-        let state = self.revocations.state();
-        let now = Instant::now();
-        let ended = session.and_then(|session| state.sessions.get(&session));
-        let revoked = ended.is_some_and(|end| *end > now)
-            || state
-                .users
-                .get(user)
-                .is_some_and(|(mark, end)| *end > now && mark.covers(session, issued));
-        std::future::ready(Ok(revoked)).boxed()
+        std::future::ready(Ok(self.revocations.cover(user, session, issued))).boxed()
     }
 }
 

@@ -144,6 +144,20 @@ impl Calls {
         Call { keys: vec![stream, last, epoch], arguments, whole: false }
     }
 
+    /// Looks where channels stand, all of one server. `None`: there are none.
+    pub(super) fn glance<'a>(&self, channels: impl Iterator<Item = &'a Channel>) -> Option<Call> {
+        let mut keys = Vec::with_capacity(1 + 2 * channels.size_hint().0);
+        for channel in channels {
+            let Keys { stream, last, epoch } = self.names.keys(channel);
+            if keys.is_empty() {
+                keys.push(epoch);
+            }
+            keys.extend([stream, last]);
+        }
+        let arguments = vec![millis(self.bounds.meta_ttl).into()];
+        (!keys.is_empty()).then_some(Call { keys, arguments, whole: false })
+    }
+
     /// How long what is remembered of channels lives, as an argument.
     pub(super) fn meta_ttl(&self) -> Value {
         millis(self.bounds.meta_ttl).into()

@@ -198,6 +198,15 @@ impl Turn<'_> {
         command(client).await.map_err(|error| self.shared.judge(&error, self.current.number))
     }
 
+    /// What the server's refusal of a part of a command means; one that says something about the
+    /// connection opens the breaker.
+    pub(crate) fn refused(&self, reason: String) -> BusError {
+        if is_unfit(&reason) {
+            self.shared.give_up(self.current.number);
+        }
+        BusError::Refused(reason)
+    }
+
     /// The servers of a cluster that hold slots; where there is no cluster, the one there is.
     pub(super) fn masters(&self) -> Vec<Option<Server>> {
         match self.current.client.cached_cluster_state() {

@@ -6,6 +6,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use super::{
     RedisPublisher,
     calls::millis,
+    glance::Glance,
     names::Keys,
     scripts::{Call, eval},
 };
@@ -47,13 +48,45 @@ impl RedisPublisher {
             .filter_map(|message| envelope::kept(&ask.channel, &message))
             .collect();
         let more = usize::try_from(read).unwrap_or(usize::MAX) > ask.most && !kept.is_empty();
-        let meta_ttl = u64::try_from(self.calls.bounds.meta_ttl.as_millis()).unwrap_or(u64::MAX);
-        let silent_since = if self.server.is_forgetful() {
-            u64::MAX
-        } else {
-            epoch.max(now.saturating_sub(meta_ttl))
-        };
+        let silent_since = self.silent_since(epoch, now);
         Ok(Reading { kept, more, last, epoch, silent_since, now })
+    }
+
+    /// Since when a channel without a last id was silent.
+    fn silent_since(&self, epoch: u64, now: u64) -> u64 {
+        if self.server.is_forgetful() {
+            return u64::MAX;
+        }
+        let meta_ttl = u64::try_from(self.calls.bounds.meta_ttl.as_millis()).unwrap_or(u64::MAX);
+        epoch.max(now.saturating_sub(meta_ttl))
+    }
+
+    /// Looks where the channels stand first, together with others who ask, and reads only those
+    /// that have something after the place that is asked for.
+    async fn begin_together(&self, asks: Vec<Ask>) -> Result<Vec<Reading>, BusError> {
+        let channels = asks.iter().map(|ask| ask.channel.clone()).collect();
+        let glance = self.glances.ask(channels).await.map_err(|error| self.explain(error))?;
+        let Glance { now, epoch, lasts } = glance;
+        let silent_since = self.silent_since(epoch, now);
+        let (mut readings, mut more) = (Vec::with_capacity(asks.len()), Vec::new());
+        for (ask, last) in asks.into_iter().zip(lasts) {
+            let last = last.map_err(|error| self.explain(error))?;
+            if ask.after.is_some_and(|after| last > Some(after)) {
+                more.push((readings.len(), ask));
+            }
+            let (kept, more) = (Vec::new(), false);
+            readings.push(Reading { kept, more, last, epoch, silent_since, now });
+        }
+        if more.is_empty() {
+            return Ok(readings);
+        }
+        let (places, asks): (Vec<usize>, Vec<Ask>) = more.into_iter().unzip();
+        for (place, reading) in places.into_iter().zip(self.read(asks).await?) {
+            if let Some(first) = readings.get_mut(place) {
+                *first = reading;
+            }
+        }
+        Ok(readings)
     }
 }
 
@@ -73,6 +106,14 @@ impl History for RedisPublisher {
             asks.iter().zip(answers).map(read).collect()
         }
         .boxed()
+    }
+
+    fn begin(&self, asks: Vec<Ask>) -> BoxFuture<'_, Result<Vec<Reading>, BusError>> {
+        // On a cluster channels lie apart, and there is nothing to share.
+        if self.calls.names.is_cluster() || asks.is_empty() {
+            return self.read(asks);
+        }
+        self.begin_together(asks).boxed()
     }
 
     fn erase<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Result<(), BusError>> {

@@ -14,7 +14,9 @@ use crate::{config, history::Bounds};
 mod calls;
 pub(crate) mod commands;
 mod control;
+mod desk;
 mod feed;
+mod glance;
 mod history;
 mod inbound;
 mod ingest;
@@ -30,6 +32,7 @@ mod scripts;
 mod setup;
 mod slots;
 
+pub(crate) use desk::Desk;
 pub use feed::RedisFeed;
 pub use inbound::RedisInbound;
 pub use ingest::RedisIngest;
@@ -38,10 +41,11 @@ pub(crate) use keys::Removals;
 pub(crate) use names::COMMANDS;
 pub(crate) use names::Names;
 pub use publisher::RedisPublisher;
-pub(crate) use scripts::eval;
+pub(crate) use scripts::{Call, Script, eval};
 
 use calls::Calls;
 use commands::{Check, Commands};
+use glance::Glancer;
 use link::{LinkSettings, Role};
 use recent::Recent;
 use scripts::Scripts;
@@ -118,6 +122,11 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
     let commands = Commands::start(Arc::clone(&links), settings.inflight, Role::Publisher, check);
     let commands = Arc::new(commands);
     let subscribed = Up::default();
+    let glancer = Glancer {
+        commands: Arc::clone(&commands),
+        calls: Arc::clone(&calls),
+        scripts: Arc::clone(&scripts),
+    };
     Ok(Redis {
         feed: RedisFeed::start(Arc::clone(&links), Arc::clone(&names), subscribed.clone()),
         publisher: RedisPublisher {
@@ -126,6 +135,7 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
             scripts,
             recent,
             server,
+            glances: glancer.open(),
         },
         commands,
         names,

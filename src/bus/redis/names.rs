@@ -53,6 +53,11 @@ impl Names {
         }
     }
 
+    /// Whether keys of different users may lie on different servers.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.slots.is_some()
+    }
+
     /// The key of this name under the prefix.
     pub(crate) fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)

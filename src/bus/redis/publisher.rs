@@ -9,6 +9,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use super::{
     calls::Calls,
     commands::{Commands, Turn},
+    glance::Glances,
     pipeline::pipelined,
     recent::{Entry, Recent},
     scripts::{Call, Scripts},
@@ -29,6 +30,8 @@ pub struct RedisPublisher {
     pub(super) recent: Arc<Recent>,
     /// What is known of the server.
     pub(super) server: Arc<Server>,
+    /// Where handshakes ask where their channels stand.
+    pub(super) glances: Glances,
 }
 
 /// A place under way stands for so many bytes, so that `redis.inflight` bounds memory as well.

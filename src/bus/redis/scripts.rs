@@ -24,25 +24,27 @@ pub(super) struct Scripts {
     pub(super) publish: Script,
     /// Reads what a channel keeps.
     pub(super) read: Script,
+    /// Looks where channels stand.
+    pub(super) glance: Script,
     /// Puts an event back.
     pub(super) restore: Script,
 }
 
 /// One script.
 #[derive(Debug)]
-pub(super) struct Script {
+pub(crate) struct Script {
     text: &'static str,
     hash: String,
 }
 
 /// One run of a script.
 #[derive(Clone, Debug)]
-pub(super) struct Call {
+pub(crate) struct Call {
     /// All of one slot.
-    pub(super) keys: Vec<String>,
-    pub(super) arguments: Vec<Value>,
+    pub(crate) keys: Vec<String>,
+    pub(crate) arguments: Vec<Value>,
     /// Goes with the text, whatever the server knows.
-    pub(super) whole: bool,
+    pub(crate) whole: bool,
 }
 
 impl Default for Scripts {
@@ -50,13 +52,15 @@ impl Default for Scripts {
         Self {
             publish: Script::new(include_str!("publish.lua")),
             read: Script::new(include_str!("read.lua")),
+            glance: Script::new(include_str!("glance.lua")),
             restore: Script::new(include_str!("restore.lua")),
         }
     }
 }
 
 impl Script {
-    fn new(text: &'static str) -> Self {
+    /// A script of this text.
+    pub(crate) fn new(text: &'static str) -> Self {
         Self { text, hash: sha1_hash(text) }
     }
 
@@ -69,7 +73,7 @@ impl Script {
 
     /// Runs all, sent in their order before any is answered. The answers stand in that order, each
     /// for itself.
-    pub(super) async fn run<T: FromValue>(
+    pub(crate) async fn run<T: FromValue>(
         &self,
         turn: &Turn<'_>,
         calls: &[Call],

@@ -152,7 +152,7 @@ impl Setup {
     }
 
     async fn show(&self, turn: &Turn<'_>) -> Result<(), BusError> {
-        let scripts = [&self.scripts.publish, &self.scripts.read];
+        let scripts = [&self.scripts.publish, &self.scripts.read, &self.scripts.glance];
         for (node, script) in
             turn.masters().into_iter().flat_map(|n| scripts.map(|s| (n.clone(), s)))
         {

@@ -13,7 +13,7 @@ use crate::{
     },
     event::{Channel, ConnectionId, Group, Position, Tag, UserId},
     history::{Claim, Proof, Reading},
-    store::seats::{Taken, Wish},
+    store::seats::{Taken, Terms, Wish},
 };
 
 mod redis;
@@ -236,10 +236,14 @@ promises! {
         assert_eq!(bus.done(post(alice(), "1")).await.online, None);
         assert_eq!(bus.done(asked(&["r"])).await.online, Some(false));
         let fleet = bus.store.beat("r").await.unwrap();
-        let user = UserId::new("alice").unwrap();
-        let id = ConnectionId::new();
-        let wish =
-            Wish { user: &user, id, replica: "r", limit: 9, refuse: false, fleet: &fleet };
+        let wish = Wish {
+            user: UserId::new("alice").unwrap(),
+            id: ConnectionId::new(),
+            session: None,
+            issued: None,
+            held: None,
+            terms: Arc::new(Terms { replica: "r".into(), limit: 9, refuse: false, fleet }),
+        };
         assert!(matches!(bus.store.take_seat(wish).await.unwrap(), Taken::Seat { .. }));
         assert_eq!(bus.done(asked(&["q", "r"])).await.online, Some(true));
         assert_eq!(bus.done(asked(&[])).await.online, Some(true), "it is not known who lives");

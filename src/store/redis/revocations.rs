@@ -6,7 +6,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{RedisStore, millis};
 use crate::{
-    bus::BusError,
+    bus::{BusError, redis::Names},
     event::{SessionKey, UserId},
     store::revocations::{self, Mark, Revocations},
 };
@@ -33,14 +33,14 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1";
 const USER_HELD: &str = "return redis.call('HMGET', KEYS[1], 'all', 'but', 'session')";
 
-impl RedisStore {
-    fn revoked_session(&self, session: SessionKey) -> String {
-        self.key(&format!("revoked:session:{session}"))
-    }
+/// Where it is remembered that a session was revoked.
+pub(super) fn of_session(names: &Names, session: SessionKey) -> String {
+    names.key(&format!("revoked:session:{session}"))
+}
 
-    fn revoked_user(&self, user: &UserId) -> String {
-        self.key(&format!("revoked:user:{}", user.as_str()))
-    }
+/// Where it is remembered what is held against a user's credentials.
+pub(super) fn of_user(names: &Names, user: &UserId) -> String {
+    names.key(&format!("revoked:user:{}", user.as_str()))
 }
 
 impl Revocations for RedisStore {
@@ -51,7 +51,8 @@ impl Revocations for RedisStore {
     ) -> BoxFuture<'_, Result<(), BusError>> {
         async move {
             let arguments = vec![millis(ttl).to_string()];
-            self.script::<String>(SESSION, self.revoked_session(session), arguments).await.map(drop)
+            let key = of_session(&self.names, session);
+            self.script::<String>(SESSION, key, arguments).await.map(drop)
         }
         .boxed()
     }
@@ -69,7 +70,7 @@ impl Revocations for RedisStore {
                 except.map(|session| session.to_string()).unwrap_or_default(),
                 millis(ttl).to_string(),
             ];
-            self.script::<i64>(USER, self.revoked_user(user), arguments).await.map(drop)
+            self.script::<i64>(USER, of_user(&self.names, user), arguments).await.map(drop)
         }
         .boxed()
     }
@@ -83,10 +84,10 @@ impl Revocations for RedisStore {
         async move {
             let of_session = async {
                 let Some(session) = session else { return Ok(0) };
-                let key = self.revoked_session(session);
+                let key = of_session(&self.names, session);
                 self.script::<i64>(SESSION_HELD, key, Vec::new()).await
             };
-            let key = self.revoked_user(user);
+            let key = of_user(&self.names, user);
             let of_user = self.script::<Vec<Option<String>>>(USER_HELD, key, Vec::new());
             // Two keys, which a cluster may keep apart, and one round trip.
             let (of_session, of_user) = tokio::try_join!(of_session, of_user)?;
