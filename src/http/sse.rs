@@ -77,7 +77,7 @@ fn accept(
     // HTTP/1.0 knows no chunks: its stream ends with the connection (RFC 9112 §6.1).
     let chunks = request.head().version >= Version::HTTP_11;
     if chunks && worker.takes_sockets {
-        return take(worker, admitted, outbox, link, complete(stream(())));
+        return take(worker, admitted, outbox, &link, complete(stream(())));
     }
     let mut response = complete(stream(Body::new(Rc::clone(&outbox), link.clone())));
     response.head_mut().no_chunking(!chunks);
@@ -91,7 +91,7 @@ fn take(
     worker: &Worker,
     admitted: Admitted,
     outbox: Rc<Outbox>,
-    link: Link,
+    link: &Link,
     response: HttpResponse,
 ) -> Result<HttpResponse, Refusal> {
     let (mut codec, mut head) = (Codec::new(worker.http.clone()), BytesMut::new());

@@ -59,6 +59,7 @@ mod slow;
 mod sse;
 mod sse_smoke;
 mod stalled;
+mod takeover;
 mod tickets;
 mod tls;
 mod unwilling;

@@ -33,6 +33,10 @@ pub fn belfry() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_belfry"));
     command.env_clear().env("PATH", std::env::var("PATH").unwrap_or_default());
     command.env("RUST_BACKTRACE", "1").stdin(Stdio::null());
+    // For a run of the same tests over another transport.
+    if let Ok(transport) = std::env::var("BELFRY_TEST_TRANSPORT") {
+        command.env("BELFRY__PUBLIC__TRANSPORT", transport);
+    }
     command
 }
 
