@@ -9,10 +9,12 @@ use super::super::failure::Failure;
 
 /// Three digits of every latency are kept.
 const DIGITS: u8 = 3;
+/// The longest latency that is told apart, in nanoseconds: an hour, as the longest load.
+const LONGEST: u64 = 3_600_000_000_000;
 /// The widest bar, in characters.
 const WIDTH: f64 = 50.0;
 
-/// A growing histogram of nanoseconds.
+/// A histogram of nanoseconds, of a quarter of a mebibyte.
 #[derive(Debug)]
 pub(super) struct Latency(Histogram<u64>);
 
@@ -36,7 +38,7 @@ pub(super) struct Bar {
 
 impl Latency {
     pub(super) fn new() -> Result<Self, Failure> {
-        Histogram::new(DIGITS)
+        Histogram::new_with_bounds(1, LONGEST, DIGITS)
             .map(Self)
             .map_err(|error| Failure::new(format!("cannot keep latencies: {error}")))
     }

@@ -62,7 +62,7 @@ pub(super) struct Sending {
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = count(100_000_000))]
     events: u64,
     /// So many a second, whatever comes of them
-    #[arg(long, value_name = "N", value_parser = rate, conflicts_with = "window")]
+    #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
     /// Bytes of an event's data
     #[arg(long, value_name = "BYTES", default_value_t = 200, value_parser = count(DATA))]
@@ -91,7 +91,13 @@ pub(super) struct Fanout {
     #[command(flatten)]
     events: Sending,
     /// Events under way at most: 1 is one at a time, more come in bursts of half the window
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count(BATCH as u64))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = count(BATCH as u64),
+        conflicts_with = "rate"
+    )]
     window: u64,
 }
 
@@ -105,7 +111,13 @@ pub(super) struct Direct {
     #[arg(long, default_value_t = 2, value_parser = count(32))]
     tabs: u64,
     /// Events under way at most, flat out
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = count(100_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 256,
+        value_parser = count(100_000),
+        conflicts_with = "rate"
+    )]
     window: u64,
     /// Connections to the API; the events of one user keep to one of them
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = count(1024))]

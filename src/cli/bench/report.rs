@@ -208,7 +208,7 @@ fn server(lines: &mut Lines, found: &Server) {
     let mut cpu =
         format!("{:.2} s of CPU, {:.1} % of a core", found.cpu_seconds, found.busy * 100.0);
     if let (Some(us), Some(per)) = (found.cpu_us, found.per) {
-        write!(cpu, ", {us:.2} µs a {per}").unwrap_or_default();
+        write!(cpu, ", {us:.2} µs {}", each(per)).unwrap_or_default();
     }
     lines.add("server", &cpu);
     if let Some(memory) = &found.memory {
@@ -222,6 +222,11 @@ fn server(lines: &mut Lines, found: &Server) {
         );
         lines.add("memory (Pss)", &told);
     }
+}
+
+fn each(what: &str) -> String {
+    let article = if what.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("{article} {what}")
 }
 
 /// Lines of a label and its value, below each other.
@@ -274,7 +279,7 @@ pub(super) fn table(reports: &[Report]) -> String {
         let time = |us: fn(&Quantiles) -> f64| quantiles.map_or("-".to_owned(), |q| human(us(q)));
         let server = report.server.as_ref();
         let cpu = server.map_or("-".to_owned(), |server| match (server.cpu_us, server.per) {
-            (Some(us), Some(per)) => format!("{us:.2} µs a {per}"),
+            (Some(us), Some(per)) => format!("{us:.2} µs {}", each(per)),
             _ => format!("{:.1} %", server.busy * 100.0),
         });
         let faults = report.faults();
