@@ -75,7 +75,7 @@ async fn idle_connections_are_counted_and_weighed() {
     assert!(number(&run, "connections.connect.p50_us") > 0.0, "{run}");
     assert!(number(&run, "server.memory.open") > 1e6, "{run}");
     assert!(number(&run, "server.memory.per_connection") > 0.0, "{run}");
-    replica.metric_is("belfry_users", 0.0, PATIENCE).await;
+    replica.metric_is("users", 0.0, PATIENCE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -191,7 +191,7 @@ async fn an_interrupted_load_tells_what_it_measured() {
     let process = Process::spawn(against(&replica, &args));
     let some = async || {
         let metrics = replica.metrics().await;
-        (metrics.sum("belfry_events_published_total") > 25.0).then_some(())
+        (metrics.sum("events_published_total") > 25.0).then_some(())
     };
     until("events are published", PATIENCE, some).await;
     process.signal(Signal::SIGINT);
