@@ -182,6 +182,11 @@ async fn tls_on_both_listeners() {
     is(&run, &[("deliveries.delivered", 50.0)]);
     let (code, _, all) = ran(bench(&public, &internal, &args[..5])).await;
     assert_eq!(code, Some(1), "its certificate is nobody's: {all}");
+    let idle = ["idle", "--connections", "3", "--duration", "100ms"];
+    let (code, runs, all) = ran(bench(&public, "http://127.0.0.1:1", &idle)).await;
+    assert_eq!(code, Some(1), "{all}");
+    let failed = runs[0]["connections"]["failed"].as_object().expect("reasons");
+    assert!(failed.keys().all(|reason| reason.starts_with("TLS: ")), "{all}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -209,6 +214,10 @@ async fn what_is_refused_is_told_and_fails() {
     let (code, runs, all) = ran(stranger).await;
     assert_eq!(code, Some(1), "{all}");
     assert_eq!(runs[0]["connections"]["failed"]["closed: 1008 unauthorized"], 3, "{all}");
+    let idle = ["idle", "--connections", "3", "--duration", "100ms"];
+    let (code, runs, all) = ran(bench("ws://127.0.0.1:1", "http://127.0.0.1:1", &idle)).await;
+    assert_eq!(code, Some(1), "{all}");
+    assert_eq!(runs[0]["connections"]["opened"], 0, "nobody is there: {all}");
     let mut keyless = against(&replica, &["publish", "--events", "3"]);
     keyless.env("BELFRY_API_KEY", "no-key-of-this-gateway");
     let (code, _, all) = ran(keyless).await;

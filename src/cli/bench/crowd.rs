@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     super::failure::Failure,
     board::{Board, Channel, Reasons, bump},
-    dial::{Dialer, Refused, Socket},
+    dial::{Dialer, LATER, Refused, Socket},
     latency::Latency,
     ledger::Ledger,
     payload::{Heard, read},
@@ -188,6 +188,7 @@ pub(super) async fn enter(
                 return Some(socket);
             }
             Err(Refused::Later(wait, reason)) => (Some(wait), reason),
+            Err(Refused::Away(reason)) => ((ramp.opened.get() > 0).then_some(LATER), reason),
             Err(Refused::Never(reason)) => (None, reason),
         };
         match wait {

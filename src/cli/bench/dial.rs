@@ -40,7 +40,7 @@ const BUFFER: usize = 2 * 1024;
 /// No event is larger (contract §5), its frame included.
 const MESSAGE: usize = 1 << 20;
 /// Where a server does not say when to come back.
-const LATER: Duration = Duration::from_secs(1);
+pub(super) const LATER: Duration = Duration::from_secs(1);
 
 /// How a connection shows whose it is.
 pub(super) enum Credentials {
@@ -55,6 +55,8 @@ pub(super) enum Credentials {
 pub(super) enum Refused {
     /// Worth another attempt after this time.
     Later(Duration, String),
+    /// Nobody answers: worth another attempt where others have been answered.
+    Away(String),
     /// It would be the same again.
     Never(String),
 }
@@ -206,7 +208,9 @@ fn broken(error: &io::Error) -> Refused {
              (net.ipv4.ip_local_port_range): run from more machines"
                 .to_owned(),
         ),
-        _ => Refused::Later(LATER, error.to_string()),
+        // What rustls makes of a certificate that it does not trust.
+        (io::ErrorKind::InvalidData, _) => Refused::Never(format!("TLS: {error}")),
+        _ => Refused::Away(error.to_string()),
     }
 }
 
@@ -232,11 +236,13 @@ mod tests {
         for (code, word) in [(24, "ulimit -n"), (23, "open files"), (99, "ip_local_port_range")] {
             match broken(&io::Error::from_raw_os_error(code)) {
                 Refused::Never(told) => assert!(told.contains(word), "{told}"),
-                later @ Refused::Later(..) => panic!("{later:?}"),
+                other => panic!("{other:?}"),
             }
         }
         let reset = broken(&io::ErrorKind::ConnectionReset.into());
-        assert!(matches!(reset, Refused::Later(..)), "{reset:?}");
+        assert!(matches!(reset, Refused::Away(_)), "{reset:?}");
+        let certificate = broken(&io::ErrorKind::InvalidData.into());
+        assert!(matches!(certificate, Refused::Never(_)), "{certificate:?}");
     }
 
     #[test]

@@ -162,7 +162,7 @@ mod tests {
         let bars = of(&[3, 4, 150, 7_000_000]).bars();
         assert_eq!(bars.iter().map(|bar| bar.count).sum::<u64>(), 4);
         assert_eq!(bars[0], Bar { to_us: 5.0, count: 2 });
-        assert_eq!(bars.iter().find(|bar| bar.count == 1).unwrap().to_us, 200.0);
+        assert!(bars.contains(&Bar { to_us: 200.0, count: 1 }), "{bars:?}");
         assert_eq!(bars.last().unwrap(), &Bar { to_us: 10_000_000.0, count: 1 });
     }
 
@@ -170,16 +170,11 @@ mod tests {
     fn a_bar_is_drawn_to_scale_and_never_hidden() {
         let bar = |to_us, count| Bar { to_us, count };
         let drawn = draw(&[bar(200.0, 1), bar(500.0, 1000), bar(1_000.0, 500), bar(2_000.0, 0)]);
-        let lengths: Vec<_> = drawn
-            .lines()
-            .map(|line| line.chars().filter(|c| ['#', '.'].contains(c)).count())
-            .collect();
-        // One dot more in each, that of the percentage; the edges have one too, where below 10.
         assert!(drawn.lines().next().unwrap().ends_with(" % ."), "{drawn}");
         assert!(drawn.lines().nth(1).unwrap().ends_with(&"#".repeat(50)), "{drawn}");
         assert_eq!(drawn.lines().nth(2).unwrap().matches('#').count(), 25, "{drawn}");
         assert!(drawn.lines().nth(3).unwrap().trim_end().ends_with('%'), "{drawn}");
-        assert_eq!(lengths.len(), 4);
+        assert_eq!(drawn.lines().count(), 4);
     }
 
     #[test]
