@@ -178,16 +178,23 @@ def connected(subject, count):
 
 # On one process, one after another.
 
-def fanout(bench, window):
-    return ["fanout", "--conns", str(bench.size(1_000, 100)), "--window", str(window),
-            "--messages", "100000", "--max-secs", str(bench.size(2, 0.4))]
+def fanout(bench, window, count=1_000):
+    return ["fanout", "--conns", str(bench.size(count, count // 10 if count < 2_000 else 300)),
+            "--window", str(window), "--messages", "100000",
+            "--max-secs", str(bench.size(2 if count < 2_000 else 3, 0.4))]
 
 
-def cost(label, window, way="broadcast"):
+def cost(label, window, way="broadcast", count=1_000):
     def run(bench, subject):
-        result = bench.wsload(subject, *fanout(bench, window), *getattr(subject, way))
+        result = bench.wsload(subject, *fanout(bench, window, count), *getattr(subject, way))
         return {label: result["server_cpu_s_per_million"]}, result
     return run
+
+
+def broadcasts(bench, subject):
+    result = bench.wsload(subject, "fanout", "--conns", str(bench.size(1_000, 100)), "--rate", "20",
+                          "--messages", str(bench.size(60, 10)), *subject.broadcast)
+    return {"fanout-20": result["latency_us"]["p99"]}, result
 
 
 def flat(label, way="direct", lanes=1):
@@ -251,6 +258,9 @@ WARM = {
     "w1": (ALL, True, cost("w1", 1)),
     "w1-post": (OURS, True, cost("w1-post", 1, "post")),
     "w32": (ALL, True, cost("w32", 32)),
+    "w1-10k": (ALL, False, cost("w1-10k", 1, count=10_000)),
+    "w32-10k": (ALL, False, cost("w32-10k", 32, count=10_000)),
+    "fanout-20": (ALL, False, broadcasts),
     "direct": (ALL, True, flat("direct")),
     "direct-post": (OURS, True, flat("direct-post", "direct_post", 16)),
     "rate": (ALL, True, rate("rate")),
@@ -271,6 +281,9 @@ FIGURES = {
     "w1-post": "the same by POST and kept, µs",
     "w1-2workers": "the same raw with two workers, µs",
     "w32": "CPU a delivery in bursts, 32 under way, µs",
+    "w1-10k": "one broadcast at a time to 10,000 connections, raw, µs",
+    "w32-10k": "in bursts to 10,000 connections, µs",
+    "fanout-20": "p99 of 20 broadcasts/s to 1,000 connections, µs",
     "direct": "one user at a time, flat out, deliveries/s",
     "direct-post": "the same by POST and kept, deliveries/s",
     "rate": "p99 at 1,500 single events/s, PUBLISHed raw, µs",

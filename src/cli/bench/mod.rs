@@ -28,6 +28,7 @@ mod payload;
 mod process;
 mod publisher;
 mod report;
+mod words;
 
 use dial::{Credentials, Dialer};
 use lane::Api;
@@ -182,10 +183,10 @@ impl Target {
             return failure::print(&json.to_string());
         }
         for report in reports {
-            failure::print(&report.text())?;
+            failure::print(&words::text(report))?;
         }
         if reports.len() > 1 {
-            failure::print(report::table(reports).trim_end())?;
+            failure::print(words::table(reports).trim_end())?;
         }
         Ok(())
     }
