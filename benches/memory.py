@@ -26,10 +26,12 @@ def slope(points):
     return statistics.linear_regression(xs, ys).slope if len(set(xs)) > 1 else 0.0
 
 
-def measure(idlers, server, direction, settle):
+def measure(idlers, server, count, direction, settle):
     # Threads that came up late, and memory that is given back late, are none of a step's own.
     time.sleep(settle)
     idlers.touch()
+    if len(idlers.open) != count:
+        raise RuntimeError(f"{count - len(idlers.open)} of {count} connections ended by themselves")
     point = {"connections": len(idlers.open), "direction": direction, "pss": lab.pss(server.pids()),
              "kernel_sockets": sockets()}
     print(f"{direction:5} {point['connections']:6} connections {point['pss'] / 2**20:8.1f} MiB", flush=True)
@@ -65,10 +67,10 @@ def main():
         idlers = lab.Idlers(server.public)
         for count in counts:
             idlers.grow(count)
-            points.append(measure(idlers, server, "up", options.settle))
+            points.append(measure(idlers, server, count, "up", options.settle))
         for count in reversed(counts[:-1]):
             idlers.shrink(count)
-            points.append(measure(idlers, server, "down", options.settle))
+            points.append(measure(idlers, server, count, "down", options.settle))
     up = [p for p in points if p["direction"] == "up"]
     down = [up[-1]] + [p for p in points if p["direction"] == "down"]
     result = {
