@@ -73,8 +73,11 @@ async fn idle_connections_are_counted_and_weighed() {
     let run = well(against(&replica, &args)).await;
     is(&run, &[("connections.opened", 50.0), ("connections.alive", 50.0)]);
     assert!(number(&run, "connections.connect.p50_us") > 0.0, "{run}");
-    assert!(number(&run, "server.memory.open") > 1e6, "{run}");
-    assert!(number(&run, "server.memory.per_connection") > 0.0, "{run}");
+    let memory = number(&run, "server.memory.open");
+    assert!((1e6..1e9).contains(&memory), "{run}");
+    // A connection takes kilobytes, in whatever way it is served.
+    let each = number(&run, "server.memory.per_connection");
+    assert!((100.0..1e6).contains(&each), "{run}");
     replica.metric_is("users", 0.0, PATIENCE).await;
 }
 

@@ -47,7 +47,9 @@ impl Watched {
         Ok(Mark { at: Instant::now(), server: self.cpu()?, own: cpu("self")? })
     }
 
-    /// Proportional set size (`Pss`) of all processes together, in bytes.
+    /// Memory of all processes together, in bytes: the anonymous part of the proportional set size
+    /// (`Pss_Anon`). The rest is mostly the program itself, whose share changes whenever another
+    /// process of the same program comes or goes, and this one is such a process.
     ///
     /// # Errors
     /// As [`Self::mark`]; other users' processes need the right to trace them (ptrace(2)).
@@ -93,9 +95,10 @@ fn ticks(stat: &str) -> Option<u32> {
 }
 
 fn pss(rollup: &str, pid: &str) -> Result<u64, Failure> {
-    rollup
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:"))
+    let line = |name| rollup.lines().find_map(|line: &str| line.strip_prefix(name));
+    // Kernels before 5.4 do not part it.
+    line("Pss_Anon:")
+        .or_else(|| line("Pss:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
         .map(|kib| kib * 1024)
         .ok_or_else(|| Failure::new(format!("--pid: /proc/{pid}/smaps_rollup has no Pss")))
@@ -128,5 +131,6 @@ mod tests {
         assert!(told.starts_with("--pid: cannot read /proc/4294967295/stat"), "{told}");
         assert!(pss("Rss: 5 kB\n", "1").is_err());
         assert_eq!(pss("Rss: 5 kB\nPss:        3 kB\n", "1").unwrap(), 3072);
+        assert_eq!(pss("Pss: 3 kB\nPss_Anon:  2 kB\n", "1").unwrap(), 2048);
     }
 }

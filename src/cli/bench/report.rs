@@ -101,7 +101,7 @@ pub(super) struct Server {
     pub(super) memory: Option<Memory>,
 }
 
-/// Proportional set size, bytes.
+/// Anonymous memory (`Pss_Anon`) in bytes.
 #[derive(Debug, Serialize)]
 pub(super) struct Memory {
     pub(super) before: u64,

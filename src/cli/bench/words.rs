@@ -83,7 +83,7 @@ fn server(lines: &mut Lines, found: &Server) {
             mib(memory.closed),
             memory.per_connection
         );
-        lines.add("memory (Pss)", &told);
+        lines.add("memory", &told);
     }
 }
 
