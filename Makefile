@@ -3,7 +3,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos chaos-negative lint fmt audit bench
+.PHONY: help run test chaos chaos-negative lint fmt audit bench bench-compare
 
 # rustup puts cargo here; a shell opened before the installation does not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -56,7 +56,26 @@ audit: ## Check licences, sources and known faults of the dependencies
 	@scripts/setup.sh build
 	@scripts/audit.sh
 
-bench: ## Measure the hot paths (see docs/benchmarks.md)
-	@scripts/setup.sh build
-	@if compgen -G 'benches/*.rs' >/dev/null; then $(RAISE_NOFILE); cargo bench --locked; \
-	else echo "There are no benchmarks in benches/ yet; docs/benchmarks.md tells how loads are measured."; fi
+bench: ## Measure the hot paths, then every load against a gateway of its own (minutes)
+	@scripts/setup.sh test
+	@$(RAISE_NOFILE); cargo bench --locked
+	cargo build --locked --release
+	@$(RAISE_NOFILE); benches/own.py
+
+# WSLOAD is a neutral load generator, PEERS a folder with a start script for each peer. Neither is a
+# part of this project. BENCH_OUT takes the table, the plots and every single run.
+WSLOAD ?=
+PEERS ?=
+BENCH_OUT ?= target/bench
+COMPARE_FLAGS ?=
+
+bench-compare: ## Measure beside peers: WSLOAD=… PEERS=… [COMPARE_FLAGS=--quick] (an hour)
+	@if [ -z "$(WSLOAD)" ] || [ -z "$(PEERS)" ]; then \
+	    echo "Set WSLOAD to the load generator and PEERS to the folder of the peers' start scripts."; \
+	    exit 2; fi
+	@scripts/setup.sh test
+	cargo build --locked --release
+	@$(RAISE_NOFILE); benches/compare.py --wsload "$(WSLOAD)" --peers "$(PEERS)" \
+	    --out "$(BENCH_OUT)" $(COMPARE_FLAGS)
+	@$(RAISE_NOFILE); benches/memory.py --out "$(BENCH_OUT)" \
+	    $(if $(findstring --quick,$(COMPARE_FLAGS)),--most 300 --step 100 --settle 0.2)

@@ -1,206 +1,189 @@
 #!/usr/bin/env python3
-"""Belfry beside its peers under one load generator, in turns, and the table for docs/benchmarks.md.
+"""Belfry beside its peers under one load generator, in turns: the table, the targets and the plots of
+docs/benchmarks.md.
 
 Needs `wsload` (a WebSocket load generator) and a folder with a start script for each peer; both are
-neutral and not part of this project. Servers run on core 0, the generator and Redis on core 1.
+neutral and not part of this project. Servers run on core 0, the generator and Redis on core 1. Belfry
+runs as it ships. A run in which an event was lost, repeated or out of order does not count, and is told.
 
     cargo build --release
-    benches/compare.py --wsload PATH --peers FOLDER --out FOLDER [--repeat 5] [--only belfry,floor]
+    benches/compare.py --wsload PATH --peers FOLDER --out FOLDER [--baseline OLDER-BELFRY] [--quick]
 """
 
 import argparse
-import hashlib
 import json
 import os
-import shutil
-import signal
-import socket
+import platform
 import statistics
 import subprocess
 import sys
 import time
 
-SECRET = "a-secret-for-benchmarks-of-32-bytes-or-more"
-KEY = "benchmark"
-SERVER, CLIENT = ["taskset", "-c", "0"], ["taskset", "-c", "1"]
+import lab
+import loads
+import plot
+import subjects
+import targets
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def words(value):
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def wait_for(port, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    sys.exit(f"nothing listens on port {port}")
+def span(found):
+    if not found:
+        return "–"
+    return f"{words(statistics.median(found))} ({words(min(found))}–{words(max(found))})"
 
 
-def children(pid):
-    """The processes below `pid`, itself included."""
-    found, todo = [], [pid]
-    while todo:
-        pid = todo.pop()
-        found.append(pid)
-        try:
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children") as f:
-                    todo += [int(p) for p in f.read().split()]
-        except FileNotFoundError:
-            pass
-    return found
-
-
-class Server:
-    def __init__(self, name, command, env, port, url, extra, out):
-        self.name, self.url, self.extra = name, url, extra
-        log = open(os.path.join(out, f"{name}.log"), "w")
-        self.process = subprocess.Popen(SERVER + command, env={**os.environ, **env}, stdout=log,
-                                        stderr=log, start_new_session=True)
-        wait_for(port)
-        time.sleep(1)
-
-    def pids(self):
-        return [arg for pid in children(self.process.pid) for arg in ("--pid", str(pid))]
-
-    def stop(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def start(name, options, redis):
-    out, peers = options.out, options.peers
-    env = {"BENCH_TMP": os.path.join(out, "peers"), "JWT_SECRET": SECRET,
-           "REDIS_URL": f"redis://127.0.0.1:{redis}"}
-    port, control = free_port(), free_port()
-    by_redis = ["--redis", f"127.0.0.1:{redis}"]
-    if name == "belfry":
-        env.update({
-            "BELFRY_PROFILE": "production", "BELFRY__PUBLIC__WORKERS": "1",
-            "BELFRY__PUBLIC__BIND": f"127.0.0.1:{port}",
-            "BELFRY__INTERNAL__BIND": f"127.0.0.1:{control}",
-            "BELFRY__REDIS__URL": env["REDIS_URL"], "BELFRY__AUTH__JWT__SECRET": SECRET,
-            "BELFRY__API__KEYS": f"bench:{hashlib.sha256(KEY.encode()).hexdigest()}",
-            # No peer bounds how fast clients come.
-            "BELFRY__LIMITS__HANDSHAKES_PER_SECOND": "0",
-        })
-        url = f"ws://127.0.0.1:{port}/ws/notifications?token={{token}}"
-        return Server(name, [options.belfry], env, port, url, by_redis + ["--skip", "1"], out)
-    script = os.path.join(peers, {"floor-joined": "floor"}.get(name, name), "start.sh")
-    if name in ("floor", "floor-joined"):
-        args = [str(port), str(control)] + (["coalesce"] if name == "floor-joined" else [])
-        url = f"ws://127.0.0.1:{port}/?user={{user}}"
-        return Server(name, ["sh", script] + args, env, port, url,
-                      ["--redis", f"127.0.0.1:{control}"], out)
-    if name == "node-ws":
-        url = f"ws://127.0.0.1:{port}/?token={{token}}"
-        return Server(name, ["sh", script, str(port)], env, port, url, by_redis, out)
-    if name == "nchan":
-        url = f"ws://127.0.0.1:{port}/ws?user={{user}}"
-        extra = ["--post", f"http://127.0.0.1:{port}/pub/broadcast"]
-        return Server(name, ["sh", script, str(port), "1"], env, port, url, extra, out)
-    sys.exit(f"no such server: {name}")
-
-
-LOADS = {
-    "w1": ["fanout", "--conns", "1000", "--window", "1", "--messages", "100000", "--max-secs", "2"],
-    "w32": ["fanout", "--conns", "1000", "--window", "32", "--messages", "100000", "--max-secs", "2"],
-    "rate": ["fanout", "--conns", "1000", "--rate", "20", "--messages", "60"],
-    "direct": ["direct", "--conns", "1000", "--tabs", "2", "--rate", "1500", "--messages", "4500"],
-    "w1-10k": ["fanout", "--conns", "10000", "--window", "1", "--messages", "100000", "--max-secs", "3"],
-    "w32-10k": ["fanout", "--conns", "10000", "--window", "32", "--messages", "100000", "--max-secs", "3"],
-    "churn": ["churn", "--conns", "64", "--hold", "2"],
-    "idle": ["idle", "--conns", "10000", "--hold", "3"],
-}
-
-
-def measure(server, load, options):
-    extra = list(server.extra)
-    if server.name == "nchan":
-        if load == "direct":
-            server_url = server.url.replace("/ws?", "/user?")
-            extra = [e.replace("/pub/broadcast", "/pub/{user}") for e in extra]
-        else:
-            server_url = server.url
-    else:
-        server_url = server.url
-    command = CLIENT + [options.wsload] + LOADS[load] + ["--url", server_url, "--jwt-secret", SECRET]
-    command += extra + server.pids()
-    run = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+def attempt(runs, turn, name, label, work):
+    """One run; what does not count is kept too, with its reason."""
+    run = {"turn": turn, "server": name, "load": label, "at": time.time()}
     try:
-        result = json.loads(run.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        print(f"{server.name} {load}: {run.stderr.strip()[-300:]}", file=sys.stderr)
-        return None
-    result["server_name"], result["load"] = server.name, load
-    return result
+        run["figures"], run["raw"] = work()
+        told = "  ".join(f"{k} {words(v)}" for k, v in run["figures"].items())
+    except (loads.Void, OSError, RuntimeError, KeyError, subprocess.TimeoutExpired) as error:
+        run["void"] = f"{type(error).__name__}: {error}"
+        told = f"does not count: {error}"
+    runs.append(run)
+    print(f"{turn:2} {name:13} {label:13} {told}", flush=True)
 
 
-def number(result, load):
-    """The figure of the table, and whether the run counts."""
-    if load in ("w1", "w32", "w1-10k", "w32-10k"):
-        return result["server_cpu_s_per_million"]
-    if load in ("rate", "direct"):
-        return result["latency_us"]["p99"]
-    if load == "churn":
-        return result["cpu_s"]["server"] / result["cycles"] * 1e6
-    return result["pss_bytes_per_conn"]
+def due(spec, options, turn, name, label):
+    who, often, _ = spec
+    repeat = options.often if often else options.seldom
+    return label in options.loads and turn <= repeat and (who == loads.ALL or name in subjects.OURS)
 
 
-def main():
+def one_turn(bench, runs, turn, name):
+    options = bench.options
+    for label, spec in loads.FRESH.items():
+        if due(spec, options, turn, name, label):
+            attempt(runs, turn, name, label, lambda work=spec[2]: work(bench, name))
+    warm = {label: spec for label, spec in loads.WARM.items() if due(spec, options, turn, name, label)}
+    if not warm:
+        return
+    try:
+        subject = bench.start(name)
+    except (OSError, RuntimeError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return
+    with subject:
+        for label, spec in warm.items():
+            attempt(runs, turn, name, label, lambda work=spec[2]: work(bench, subject))
+
+
+def tables(runs, chosen, most):
+    """Markdown: the figures, then the targets."""
+    names = chosen.only
+    lines = ["**Quick run: sizes and times are too small to measure anything.**", ""] if chosen.quick else []
+    lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for figure, told in loads.FIGURES.items():
+        cells = [list(targets.values(runs, figure, name).values()) for name in names]
+        if any(cells):
+            lines.append(f"| {told.format(most=most)} | " + " | ".join(span(cell) for cell in cells) + " |")
+    lines += ["", "| target | median (range) | bound | |", "|---|---|---|---|"]
+    for row in targets.judge(runs):
+        found = "–" if "median" not in row else \
+            f"{words(row['median'])} ({words(row['least'])}–{words(row['most'])})"
+        bound = f"{'at least' if row.get('better') == 'more' else 'at most'} {words(row['bound'])}"
+        lines.append(f"| {row['target']} | {found} | {bound} | {row['verdict']} |")
+    void = [run for run in runs if "void" in run]
+    lines += ["", f"{len(runs)} runs, {len(void)} of them do not count."]
+    lines += [f"- {run['server']} {run['load']}: {run['void'].splitlines()[0][:120]}" for run in void]
+    return "\n".join(lines) + "\n"
+
+
+def plots(runs, names, out):
+    for figure, file, title, unit in (
+            ("w1", "cpu.svg", "CPU for each delivery, one broadcast at a time", "µs of server CPU"),
+            ("w32", "cpu-bursts.svg", "CPU for each delivery in bursts", "µs of server CPU"),
+            ("idle-10k", "memory-each.svg", "Memory of an idle connection, 10,000 of them",
+             "bytes (Pss of the process)")):
+        rows = []
+        for name in names:
+            found = list(targets.values(runs, figure, name).values())
+            if found:
+                rows.append((name, statistics.median(found), min(found), max(found)))
+        if rows:
+            with open(os.path.join(out, file), "w") as f:
+                f.write(plot.bars(title, unit, rows))
+
+
+def version(*command):
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (run.stdout + run.stderr).strip().splitlines()[0] if run.returncode == 0 else "?"
+
+
+def machine(options):
+    with open("/proc/cpuinfo") as f:
+        cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), "?")
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"), "cpu": cpu, "cores": os.cpu_count(),
+        "kernel": platform.release(), "belfry": version(options.belfry, "--version"),
+        "commit": version("git", "-C", lab.ROOT, "rev-parse", "HEAD"),
+        "redis": version("redis-server", "--version"), "node": version("node", "--version"),
+        "nginx": version("nginx", "-v"), "load_average": os.getloadavg(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def options():
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("--wsload", required=True)
     parse.add_argument("--peers", required=True)
     parse.add_argument("--out", required=True)
-    parse.add_argument("--belfry", default="target/release/belfry")
-    parse.add_argument("--repeat", type=int, default=5)
-    parse.add_argument("--only", default="floor,floor-joined,belfry,node-ws,nchan")
-    parse.add_argument("--loads", default=",".join(LOADS))
-    options = parse.parse_args()
-    os.makedirs(options.out, exist_ok=True)
-    redis_port = free_port()
-    redis = subprocess.Popen(CLIENT + ["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1",
-                                       "--save", "", "--appendonly", "no", "--dir", options.out],
-                             stdout=subprocess.DEVNULL)
-    results = []
+    parse.add_argument("--peers-tmp", help="where peers are built and installed (default: in --out)")
+    parse.add_argument("--belfry", default=os.path.join(lab.ROOT, "target/release/belfry"))
+    parse.add_argument("--baseline", help="an older build of Belfry beside it")
+    parse.add_argument("--only", default="floor,belfry,node-ws,nchan")
+    parse.add_argument("--loads", default=",".join([*loads.FRESH, *loads.WARM]))
+    parse.add_argument("--often", type=int, default=7, help="repetitions of w1, w32, direct and rate")
+    parse.add_argument("--seldom", type=int, default=5, help="repetitions of the others")
+    parse.add_argument("--quick", action="store_true",
+                       help="few connections, one repetition: tries the script, measures nothing")
+    found = parse.parse_args()
+    found.out = os.path.abspath(found.out)
+    found.peers_tmp = os.path.abspath(found.peers_tmp or os.path.join(found.out, "peers"))
+    found.only, found.loads = found.only.split(","), found.loads.split(",")
+    unknown = set(found.loads) - set(loads.FRESH) - set(loads.WARM)
+    if unknown:
+        parse.error(f"no such load: {', '.join(sorted(unknown))}")
+    if found.baseline and "baseline" not in found.only:
+        found.only.insert(found.only.index("belfry") + 1 if "belfry" in found.only else 0, "baseline")
+    if found.quick:
+        found.often = found.seldom = 1
+    return found
+
+
+def main():
+    chosen = options()
+    os.makedirs(chosen.out, exist_ok=True)
+    os.makedirs(chosen.peers_tmp, exist_ok=True)
+    lab.raise_files()
+    runs, most = [], 0
+    about = machine(chosen)
     try:
-        wait_for(redis_port)
-        for turn in range(options.repeat):
-            for name in options.only.split(","):
-                server = start(name, options, redis_port)
-                try:
-                    # Idle first: memory is measured in a fresh process.
-                    for load in sorted(options.loads.split(","), key=lambda l: l != "idle"):
-                        result = measure(server, load, options)
-                        if result:
-                            results.append(result)
-                            print(f"{turn + 1} {name:13} {load:8} {number(result, load):12.3f}", flush=True)
-                finally:
-                    server.stop()
+        with lab.Redis(chosen.out) as redis:
+            bench = loads.Bench(chosen, redis)
+            most = bench.most
+            for turn in range(1, max(chosen.often, chosen.seldom) + 1):
+                # Another one begins each turn, so that none is always first.
+                first = turn % len(chosen.only)
+                for name in chosen.only[first:] + chosen.only[:first]:
+                    one_turn(bench, runs, turn, name)
     finally:
-        redis.terminate()
-        redis.wait()
-        shutil.rmtree(os.path.join(options.out, "peers", "nchan"), ignore_errors=True)
-    with open(os.path.join(options.out, "results.json"), "w") as f:
-        json.dump(results, f)
-    loads = options.loads.split(",")
-    print("\n| server | " + " | ".join(loads) + " |\n|---" * 1 + "|---" * len(loads) + "|")
-    for name in options.only.split(","):
-        cells = []
-        for load in loads:
-            runs = [r for r in results if r["server_name"] == name and r["load"] == load]
-            bad = [r for r in runs if r.get("lost") or r.get("duplicates") or r.get("out_of_order")]
-            values = sorted(number(r, load) for r in runs if r not in bad)
-            cell = "–" if not values else \
-                f"{statistics.median(values):.2f} ({values[0]:.2f}–{values[-1]:.2f})"
-            cells.append(cell + (f", {len(bad)} bad" if bad else ""))
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        # What was measured is kept, also where the rest was not.
+        result = {"machine": about, "quick": chosen.quick, "most": most, "runs": runs, "targets": targets.judge(runs)}
+        with open(os.path.join(chosen.out, "results.json"), "w") as f:
+            json.dump(result, f, indent=1)
+        text = tables(runs, chosen, most)
+        with open(os.path.join(chosen.out, "table.md"), "w") as f:
+            f.write(text)
+        plots(runs, chosen.only, chosen.out)
+        print("\n" + text)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Where browsers connect in development.
-const DEFAULT_URL: &str = "ws://127.0.0.1:8080/ws/notifications";
+pub(super) const DEFAULT_URL: &str = "ws://127.0.0.1:8080/ws/notifications";
 
 /// The route that upgrades (contract §2).
 const PATH: &str = "/ws/notifications";
@@ -88,14 +88,14 @@ impl Listen {
         // BELFRY_URL is the internal API for `publish`: only a WebSocket URL in it is for us.
         let ours = |url: &&str| url.starts_with("ws://") || url.starts_with("wss://");
         let url = self.url.as_deref().or_else(|| sources.var("BELFRY_URL").filter(ours));
-        let url = endpoint(url.unwrap_or(DEFAULT_URL))?;
+        let url = String::from(endpoint(url.unwrap_or(DEFAULT_URL))?);
         let trust = self.trust.rustls(sources)?.map(Connector::Rustls);
         remote::block_on(listen(&url, token.trim(), trust, self.count, failure::print))
     }
 }
 
 /// The upgrade's URL: `ws` or `wss`, with the route at the end of its path.
-fn endpoint(text: &str) -> Result<String, Failure> {
+pub(super) fn endpoint(text: &str) -> Result<Url, Failure> {
     let bad = || {
         Failure::new(format!("{text:?} is not the URL of a public listener, such as {DEFAULT_URL}"))
     };
@@ -109,7 +109,7 @@ fn endpoint(text: &str) -> Result<String, Failure> {
     if !url.path().ends_with(PATH) {
         url.set_path(&format!("{}{PATH}", url.path().trim_end_matches('/')));
     }
-    Ok(url.into())
+    Ok(url)
 }
 
 fn request(url: &str, token: &str) -> Result<Request, Failure> {

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, Flag, Sources, load, show};
 
 mod banner;
+mod bench;
 mod failure;
 mod healthcheck;
 mod key;
@@ -108,6 +109,8 @@ enum Command {
         Secrets are redacted. Where the configuration is bad, every fault is named, and the exit\n\
         code is 2.")]
     Config(Serve),
+    /// Put a gateway under load, and measure it
+    Bench(bench::Bench),
     /// Ask a running gateway on this machine whether it is ready
     Healthcheck(healthcheck::Healthcheck),
 }
@@ -157,6 +160,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Action {
         Some(Command::Key(key)) => key.run(),
         Some(Command::Publish(publish)) => publish.run(&sources),
         Some(Command::Listen(listen)) => listen.run(&sources),
+        Some(Command::Bench(bench)) => bench.run(&sources),
         Some(Command::Healthcheck(healthcheck)) => healthcheck.run(&sources),
     };
     Action::Done(failure::exit_code(done))
@@ -207,6 +211,12 @@ mod tests {
             "belfry listen --user alice --group g --url wss://x",
             "belfry config --bind 127.0.0.1:0",
             "belfry healthcheck --url http://127.0.0.1:1",
+            "belfry bench all",
+            "belfry bench --json idle --connections 10000 --pid 1 --pid 2",
+            "belfry bench fanout --window 32 --url wss://x --api https://y --secret-file f",
+            "belfry bench direct --rate 1500 --tabs 3 --tickets",
+            "belfry bench churn --at-once 8 --duration 1m --group",
+            "belfry bench publish --window 8 --batch 500 --transient",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
@@ -229,6 +239,14 @@ mod tests {
             "belfry listen --token t --user u",
             "belfry listen --token t --group g",
             "belfry listen --token t --count 0",
+            "belfry bench",
+            "belfry bench idle --connections 0",
+            "belfry bench idle --connections 1000000",
+            "belfry bench idle --duration 2h",
+            "belfry bench fanout --window 2 --rate 3",
+            "belfry bench fanout --rate 0",
+            "belfry bench publish --batch 1001",
+            "belfry bench idle --tickets --secret-file f",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

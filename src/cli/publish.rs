@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
+use reqwest::Url;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -167,20 +168,24 @@ impl Publish {
     }
 }
 
-/// The events' endpoint of the internal API at `url`.
-fn endpoint(url: Option<&str>) -> Result<String, Failure> {
-    let url = url.unwrap_or(DEFAULT_URL).trim_end_matches('/');
-    let scheme = reqwest::Url::parse(url).map(|url| url.scheme().to_owned());
-    match scheme.as_deref() {
-        Ok("http" | "https") => Ok(format!("{url}/v1/events")),
+/// The internal API at `url`, or the one of development.
+pub(super) fn api(url: Option<&str>) -> Result<Url, Failure> {
+    let text = url.unwrap_or(DEFAULT_URL);
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
         _ => Err(Failure::new(format!(
-            "{url:?} is not the URL of an internal API; set BELFRY_URL or --url to one such as \
+            "{text:?} is not the URL of an internal API; set BELFRY_URL or --url to one such as \
              {DEFAULT_URL}"
         ))),
     }
 }
 
-fn api_key(sources: &Sources) -> Result<String, Failure> {
+/// The events' endpoint there.
+fn endpoint(url: Option<&str>) -> Result<String, Failure> {
+    Ok(format!("{}/v1/events", api(url)?.as_str().trim_end_matches('/')))
+}
+
+pub(super) fn api_key(sources: &Sources) -> Result<String, Failure> {
     if let Some(key) = sources.var("BELFRY_API_KEY") {
         return Ok(key.to_owned());
     }

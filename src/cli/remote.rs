@@ -19,6 +19,8 @@ use crate::config::Sources;
 pub(super) struct Trust {
     #[arg(
         long,
+        // For commands that have commands of their own.
+        global = true,
         value_name = "FILE",
         help = "Authorities to trust instead of the system's, in PEM [env: BELFRY_CA_FILE]"
     )]

@@ -47,7 +47,8 @@ fn jwt_in(text: &str) -> String {
 async fn help_and_mistakes() {
     let help = run(belfry(), &["--help"]).await;
     assert_eq!(help.code, Some(0), "{}", help.all);
-    for command in ["serve", "token", "key", "publish", "listen", "config", "healthcheck"] {
+    for command in ["serve", "token", "key", "publish", "listen", "bench", "config", "healthcheck"]
+    {
         assert!(help.stdout.contains(command), "{command} is not in {}", help.stdout);
         let help = run(belfry(), &[command, "--help"]).await;
         assert_eq!(help.code, Some(0), "{command}: {}", help.all);

@@ -26,6 +26,7 @@ mod arrows;
 mod auth;
 mod backchannel;
 mod batch;
+mod bench;
 mod broker;
 mod chaos;
 mod cli;

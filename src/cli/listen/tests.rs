@@ -20,7 +20,7 @@ fn a_url_gets_its_scheme_and_path() {
         ("ws://h/ws/notifications?since=u~1-0", "ws://h/ws/notifications?since=u~1-0"),
         (DEFAULT_URL, DEFAULT_URL),
     ] {
-        assert_eq!(endpoint(given).unwrap(), used);
+        assert_eq!(endpoint(given).unwrap().as_str(), used);
     }
     for bad in ["", "127.0.0.1:8080", "ftp://h", "ws://"] {
         assert!(endpoint(bad).is_err(), "{bad}");
@@ -90,7 +90,7 @@ async fn serve(listener: TcpListener, frames: Vec<Message>) -> Vec<Message> {
 
 async fn run(frames: Vec<Message>, count: u64) -> (Result<(), Failure>, Vec<String>, Vec<Message>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = endpoint(&format!("ws://{}", listener.local_addr().unwrap())).unwrap();
+    let url = endpoint(&format!("ws://{}", listener.local_addr().unwrap())).unwrap().to_string();
     let server = tokio::spawn(serve(listener, frames));
     let mut printed = Vec::new();
     let ended = listen(&url, "t.o.k", None, NonZero::new(count), |frame| {
@@ -132,7 +132,7 @@ async fn a_close_by_the_server_is_told() {
 #[tokio::test]
 async fn a_refused_upgrade_is_told() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = endpoint(&format!("ws://{}", listener.local_addr().unwrap())).unwrap();
+    let url = endpoint(&format!("ws://{}", listener.local_addr().unwrap())).unwrap().to_string();
     let server = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let answer = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\n\
