@@ -231,7 +231,7 @@ async fn watch(
 
 /// Open files beside those of connections: listeners, Redis, requests to the internal listener, and
 /// clients that are being refused.
-const SPARE_FILES: u64 = 2048;
+const SPARE_FILES: u64 = 900;
 
 /// Every connection is an open file, and shells hand out 1,024; what the system allows at most is
 /// ours to take. The limit on connections is lowered to what it has room for, so that the process

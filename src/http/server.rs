@@ -53,7 +53,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// answer instead of a reset.
 const LINGER: Duration = Duration::from_secs(2);
 /// Sockets beyond our own limit that a worker still accepts, so that it can say why it refuses.
-const SPARE: usize = 1024;
+const SPARE: usize = 512;
 
 /// Binds a listener whose backlog holds a reconnect wave.
 ///
