@@ -3,7 +3,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos chaos-negative lint fmt audit bench bench-compare
+.PHONY: help run test chaos chaos-negative lint fmt audit count bench bench-compare
 
 # rustup puts cargo here; a shell opened before the installation does not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -21,9 +21,13 @@ run: ## Build and start a gateway in memory: no Redis, no configuration
 	@scripts/setup.sh build
 	@$(RAISE_NOFILE); exec cargo run --locked -- serve
 
+# What looks at sockets runs over both transports of WebSocket and streams.
+BOTH = protocol:: slow:: stalled:: liveness:: drain:: sse:: delivery:: security::
+
 test: ## Run all tests: unit, documentation, and tests/it with a real redis-server
 	@scripts/setup.sh test
 	@$(RAISE_NOFILE); cargo test --locked
+	@$(RAISE_NOFILE); BELFRY_TEST_TRANSPORT=actix-ws cargo test --locked --test it -- $(BOTH)
 
 # Variables of a run: DURATION in seconds, SEED to repeat one, FSYNC=always where no gap may be
 # announced at all, LOG for the replicas' log level.
@@ -56,8 +60,12 @@ audit: ## Check licences, sources and known faults of the dependencies
 	@scripts/setup.sh build
 	@scripts/audit.sh
 
+count: ## Count the instructions of the hot path, and compare with benches/counts.json
+	@scripts/setup.sh bench
+	@benches/count.py
+
 bench: ## Measure the hot paths, then every load against a gateway of its own (minutes)
-	@scripts/setup.sh test
+	@scripts/setup.sh bench
 	@$(RAISE_NOFILE); cargo bench --locked
 	cargo build --locked --release
 	@$(RAISE_NOFILE); benches/own.py
@@ -73,7 +81,7 @@ bench-compare: ## Measure beside peers: WSLOAD=… PEERS=… [COMPARE_FLAGS=--qu
 	@if [ -z "$(WSLOAD)" ] || [ -z "$(PEERS)" ]; then \
 	    echo "Set WSLOAD to the load generator and PEERS to the folder of the peers' start scripts."; \
 	    exit 2; fi
-	@scripts/setup.sh test
+	@scripts/setup.sh bench
 	cargo build --locked --release
 	@$(RAISE_NOFILE); benches/compare.py --wsload "$(WSLOAD)" --peers "$(PEERS)" \
 	    --out "$(BENCH_OUT)" $(COMPARE_FLAGS)

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh build    a C compiler (some dependencies contain C)
 #   scripts/setup.sh test     that, and redis-server
+#   scripts/setup.sh bench    that, and python3 and valgrind
 #   scripts/setup.sh ci       that, and make
 #
 # What is there already is left alone, so a machine that has everything needs no network and no
@@ -37,6 +38,11 @@ check_make() {
     if missing make; then need+=(make); fi
 }
 
+check_bench() {
+    if missing python3; then need+=(python3); fi
+    if missing valgrind; then need+=(valgrind); fi
+}
+
 install_missing() {
     ((${#need[@]})) || return 0
     local as_root=()
@@ -65,9 +71,10 @@ by_hand() {
 case "${1:-}" in
     build) check_rust && check_c ;;
     test) check_rust && check_c && check_redis ;;
-    ci) check_rust && check_c && check_redis && check_make ;;
+    bench) check_rust && check_c && check_redis && check_bench ;;
+    ci) check_rust && check_c && check_redis && check_make && check_bench ;;
     *)
-        say "usage: scripts/setup.sh build|test|ci"
+        say "usage: scripts/setup.sh build|test|bench|ci"
         exit 2
         ;;
 esac

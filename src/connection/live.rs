@@ -38,6 +38,9 @@ const RENEWALS: Duration = Duration::from_secs(1);
 /// And so many at once after a rest, so that a page whose token was no good can send the next.
 const RENEWALS_AT_ONCE: NonZeroU32 = NonZeroU32::new(3).unwrap();
 
+/// The share of a heartbeat by which the first ping may come early.
+const EARLY: f64 = 0.25;
+
 /// What an open connection knows and does.
 pub(super) struct Live {
     session: Session,
@@ -93,6 +96,7 @@ impl Live {
         if !speaks {
             self.session.expects_nothing();
         }
+        self.session.hasten(self.settings.heartbeat.mul_f64(rand::rng().random_range(0.0..EARLY)));
         self.catch_up(resumes);
         self.plan_recheck();
         self.session.expires(moment(self.principal.expires));

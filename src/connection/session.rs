@@ -62,6 +62,12 @@ impl Session {
         self.mute = true;
     }
 
+    /// The first look comes this much early, so that those who connected together are not asked
+    /// together for ever.
+    pub fn hasten(&mut self, by: Duration) {
+        self.seen = self.seen.checked_sub(by).unwrap_or(self.seen);
+    }
+
     /// The credential's end; `None` if it has none. A renewal sets it anew.
     pub fn expires(&mut self, at: Option<Instant>) {
         self.expires = at;
@@ -165,6 +171,16 @@ mod tests {
         assert_eq!(session.due(start + BEAT), None);
         assert_eq!(session.deadline(), start + 2 * BEAT);
         assert_eq!(session.due(start + 2 * BEAT), Some(Step::Close(CloseCause::NoPong)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_look_may_come_early_and_the_next_are_a_heartbeat_apart() {
+        let (start, mut session) = session();
+        session.hasten(5 * SECOND);
+        assert_eq!(session.deadline(), start + 20 * SECOND);
+        assert_eq!(session.due(start + 20 * SECOND), Some(Step::Ping));
+        session.seen(start + 20 * SECOND);
+        assert_eq!(session.deadline(), start + 45 * SECOND);
     }
 
     #[tokio::test(start_paused = true)]
