@@ -2,6 +2,7 @@
 //! `count PART TIMES`. `benches/count.py` runs it and compares.
 
 #![allow(
+    clippy::panic,
     clippy::unwrap_used,
     missing_docs,
     reason = "a benchmark that fails by panicking fails well"
