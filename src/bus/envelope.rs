@@ -120,7 +120,7 @@ pub enum Poison {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
     /// The head up to where `until` and its closing brace go.
-    pub head: String,
+    pub head: Bytes,
     /// What browsers get after the id, without an opening brace.
     pub members: Bytes,
 }
@@ -140,8 +140,7 @@ impl Parts {
     }
 
     fn join(&self, until: &str, place: &str) -> Bytes {
-        let parts =
-            [self.head.as_bytes(), until.as_bytes(), b"},", place.as_bytes(), &self.members];
+        let parts = [&self.head, until.as_bytes(), b"},", place.as_bytes(), &self.members];
         parts.concat().into()
     }
 }
@@ -157,7 +156,7 @@ pub fn encode(
 ) -> Result<Parts, serde_json::Error> {
     let except = except.iter().map(|user| user.as_str().to_owned()).collect();
     let head = serde_json::to_string(&Head { v: VERSION, except, transient, ..Head::default() })?;
-    let head = format!(r#"{{"belfry":{}"#, head.strip_suffix('}').unwrap_or_default());
+    let head = format!(r#"{{"belfry":{}"#, head.strip_suffix('}').unwrap_or_default()).into();
     let object = serde_json::to_vec(event)?;
     Ok(Parts { head, members: Bytes::from(object).slice(1..) })
 }
@@ -166,7 +165,7 @@ pub fn encode(
 #[must_use]
 pub fn loss(tag: &Tag) -> Parts {
     Parts {
-        head: r#"{"belfry":{"v":1,"loss":true"#.to_owned(),
+        head: Bytes::from_static(br#"{"belfry":{"v":1,"loss":true"#),
         members: format!(
             r#""type":"belfry.resync","lost":["{tag}"],"reason":"{}"}}"#,
             crate::event::GapReason::BrokerLost.label()

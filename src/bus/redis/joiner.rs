@@ -1,0 +1,212 @@
+//! Joins the posts of many requests: those that come while others are on their way to Redis, or in
+//! the same turn of the loop, go together with one call of `publish.lua`. A call costs Redis and us
+//! more than an event does.
+//!
+//! One task takes all posts in their order, so that those of one channel keep it. It waits for no
+//! answer before the next call, and for no more posts than there are: who comes alone goes alone.
+
+use std::sync::Arc;
+
+use fred::types::Value;
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, poll_immediate},
+    stream::FuturesUnordered,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use super::{
+    calls::Calls,
+    commands::Commands,
+    recent::{Entry, Recent},
+    said::Said,
+    scripts::Scripts,
+};
+use crate::{
+    bus::{BusError, Post, Posted, Receipt},
+    event::Tag,
+};
+
+/// Events of one call: with more, Redis would keep others waiting for longer than a millisecond,
+/// and there is not much left to be saved.
+const EVENTS: usize = 32;
+/// And their bytes, beside the last one.
+const BYTES: usize = 256 * 1024;
+
+/// What became of posts, in their order.
+pub(super) type Answers = Vec<Result<Posted, BusError>>;
+
+/// Some posts that go with one call.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) posts: Vec<Post>,
+    /// The call brings the text of the script.
+    pub(super) whole: bool,
+    /// Who waits for the answers waits no longer than this.
+    pub(super) deadline: Instant,
+    pub(super) answers: oneshot::Sender<Answers>,
+}
+
+fn bytes(post: &Post) -> usize {
+    post.event.head.len() + post.event.members.len()
+}
+
+/// Divides posts among calls, in their order. On a cluster each has its own, since a call may name
+/// keys of one slot only.
+pub(super) fn divide(posts: Vec<Post>, cluster: bool) -> Vec<Vec<Post>> {
+    let most = if cluster { 1 } else { EVENTS };
+    let mut all: Vec<Vec<Post>> = Vec::with_capacity(posts.len().div_ceil(most));
+    let mut room = 0;
+    for post in posts {
+        let size = bytes(&post);
+        match all.last_mut() {
+            Some(last) if last.len() < most && room > 0 => last.push(post),
+            _ => {
+                room = BYTES;
+                all.push(vec![post]);
+            }
+        }
+        room = room.saturating_sub(size);
+    }
+    all
+}
+
+/// The task. It ends when nobody can send it anything any more.
+pub(super) struct Joiner {
+    pub(super) commands: Arc<Commands>,
+    pub(super) calls: Arc<Calls>,
+    pub(super) scripts: Arc<Scripts>,
+    pub(super) recent: Arc<Recent>,
+}
+
+impl Joiner {
+    /// Runs until the last sender of `jobs` is gone, and everything is answered.
+    pub(super) async fn run(self, mut jobs: mpsc::Receiver<Job>) {
+        let mut running: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
+        let mut waiting = Vec::with_capacity(EVENTS);
+        loop {
+            tokio::select! {
+                biased;
+                // Answers first: who gets one may come with the next post, which then goes along.
+                Some(()) = running.next() => {}
+                taken = jobs.recv_many(&mut waiting, EVENTS) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    for group in self.join(waiting.drain(..)) {
+                        let mut call = self.carry_out(group).boxed();
+                        // The first poll hands it to the connection.
+                        if poll_immediate(&mut call).await.is_none() {
+                            running.push(call);
+                        }
+                    }
+                }
+            }
+        }
+        while running.next().await.is_some() {}
+    }
+
+    /// Puts jobs together that one call is good for.
+    fn join(&self, jobs: impl Iterator<Item = Job>) -> Vec<Vec<Job>> {
+        let cluster = self.calls.names.is_cluster();
+        let mut groups: Vec<Vec<Job>> = Vec::new();
+        let (mut events, mut size) = (0, 0);
+        for job in jobs {
+            let own = job.posts.iter().map(bytes).sum::<usize>();
+            events += job.posts.len();
+            size += own;
+            match groups.last_mut() {
+                Some(group) if !cluster && events <= EVENTS && size <= BYTES => group.push(job),
+                _ => {
+                    (events, size) = (job.posts.len(), own);
+                    groups.push(vec![job]);
+                }
+            }
+        }
+        groups
+    }
+
+    async fn carry_out(&self, jobs: Vec<Job>) {
+        let mut answers = self.call(&jobs).await.into_iter();
+        for Job { posts, answers: to, .. } in jobs {
+            let own = answers.by_ref().take(posts.len()).collect();
+            if to.send(own).is_err() {
+                tracing::trace!("a publisher did not wait for its answer");
+            }
+        }
+    }
+
+    async fn call(&self, jobs: &[Job]) -> Answers {
+        let posts: Vec<&Post> = jobs.iter().flat_map(|job| &job.posts).collect();
+        let whole = jobs.iter().any(|job| job.whole);
+        // Each of those who wait has a look at the time of their own.
+        let deadline = jobs.iter().map(|job| job.deadline).max().unwrap_or_else(Instant::now);
+        let all = |error: &BusError| posts.iter().map(|_| Err(error.clone())).collect();
+        let turn = match self.commands.turn_until(deadline) {
+            Ok(turn) => turn,
+            Err(error) => return all(&error),
+        };
+        let script = &self.scripts.publish;
+        match script.run_one::<Vec<Value>>(&turn, whole, || self.calls.publish(&posts)).await {
+            Ok(lines) if lines.len() == posts.len() => {
+                let read = |(post, line)| self.read(post, turn.heed(Said::read(line))?);
+                posts.iter().copied().zip(&lines).map(read).collect()
+            }
+            Ok(lines) => all(&BusError::Away(format!("a script answered {} lines", lines.len()))),
+            Err(error) => all(&error),
+        }
+    }
+
+    fn read(&self, post: &Post, said: Said) -> Result<Posted, BusError> {
+        Ok(match said {
+            Said::New { place, online, until } => {
+                let tag = Tag::of(&post.to);
+                if let Some((at, prev)) = place {
+                    let message = Some(post.event.kept(&tag, at, prev, until));
+                    self.recent.add(Entry { channel: post.to.clone(), at, prev, message });
+                }
+                Posted::Done(Receipt::new(&tag, place.map(|(at, _)| at), online))
+            }
+            Said::Again(answer) => Posted::Done(Receipt::remembered(&answer)),
+            Said::Conflict => Posted::Conflict,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        bus::{Keep, envelope::Parts},
+        event::Channel,
+    };
+
+    fn posts(count: usize, bytes: usize) -> Vec<Post> {
+        let members = Bytes::from(vec![b'x'; bytes]);
+        let post = Post {
+            to: Channel::Broadcast,
+            event: Parts { head: Bytes::new(), members },
+            keep: Keep::Kept,
+            once: None,
+            online: None,
+        };
+        vec![post; count]
+    }
+
+    #[test]
+    fn calls_are_bounded_in_events_and_in_bytes() {
+        let lengths = |count, bytes, cluster| {
+            divide(posts(count, bytes), cluster).iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert!(lengths(0, 1, false).is_empty());
+        assert_eq!(lengths(1, 2 * BYTES, false), [1]);
+        assert_eq!(lengths(2 * EVENTS + 1, 1, false), [EVENTS, EVENTS, 1]);
+        assert_eq!(lengths(6, BYTES / 2, false), [2, 2, 2]);
+        assert_eq!(lengths(3, 1, true), [1, 1, 1]);
+    }
+}
