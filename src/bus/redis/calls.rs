@@ -203,7 +203,7 @@ impl Calls {
             self.names.channel(&Destination::Events(entry.channel.clone())).into(),
             entry.at.to_string().into(),
             entry.prev.to_string().into(),
-            Value::Bytes(entry.message.clone().unwrap_or_default()),
+            Value::Bytes(entry.message().unwrap_or_default()),
             self.bounds.events.to_string().into(),
             millis(self.bounds.ttl).into(),
             millis(self.bounds.meta_ttl).into(),

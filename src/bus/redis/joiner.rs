@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     calls::Calls,
     commands::Commands,
-    recent::{Entry, Recent},
+    recent::{Entry, Event, Recent},
     said::Said,
     scripts::Scripts,
 };
@@ -165,8 +165,8 @@ impl Joiner {
             Said::New { place, online, until } => {
                 let tag = Tag::of(&post.to);
                 if let Some((at, prev)) = place {
-                    let message = Some(post.event.kept(&tag, at, prev, until));
-                    self.recent.add(Entry { channel: post.to.clone(), at, prev, message });
+                    let event = Some(Event { parts: post.event.clone(), until });
+                    self.recent.add(Entry { channel: post.to.clone(), at, prev, event });
                 }
                 Posted::Done(Receipt::new(&tag, place.map(|(at, _)| at), online))
             }
