@@ -1,9 +1,9 @@
-//! Joins the posts of many requests: those that come while others are on their way to Redis, or in
-//! the same turn of the loop, go together with one call of `publish.lua`. A call costs Redis and us
-//! more than an event does.
+//! Joins the posts of many requests: those that come while a few others are on their way to Redis,
+//! or in the same turn of the loop, go together with one call of `publish.lua`. A call costs Redis
+//! and us more than an event does.
 //!
-//! One task takes all posts in their order, so that those of one channel keep it. It waits for no
-//! answer before the next call, and for no more posts than there are: who comes alone goes alone.
+//! One task takes all posts in their order, so that those of one channel keep it. Who comes alone
+//! goes alone, and at once.
 
 use std::sync::Arc;
 
@@ -35,6 +35,10 @@ use crate::{
 const EVENTS: usize = 32;
 /// And their bytes, beside the last one.
 const BYTES: usize = 256 * 1024;
+
+/// With so many calls under way, posts wait for one of them to be answered, or for a call to be
+/// full: under load calls get larger, and not more. With few, nobody waits.
+const UNDERWAY: usize = 4;
 
 /// What became of posts, in their order.
 pub(super) type Answers = Vec<Result<Posted, BusError>>;
@@ -74,6 +78,42 @@ pub(super) fn divide(posts: Vec<Post>, cluster: bool) -> Vec<Vec<Post>> {
     all
 }
 
+/// Jobs that are still to be sent, in their order.
+#[derive(Default)]
+struct Waiting(Vec<Job>);
+
+impl Waiting {
+    /// Takes the first ones, as many as one call is good for.
+    fn group(&mut self) -> Vec<Job> {
+        let (count, _) = self.first();
+        self.0.drain(..count).collect()
+    }
+
+    /// Takes the first.
+    fn one(&mut self) -> Vec<Job> {
+        let count = self.0.len().min(1);
+        self.0.drain(..count).collect()
+    }
+
+    /// There is no room for another in the call of the first ones.
+    fn is_full(&self) -> bool {
+        self.first().1
+    }
+
+    /// How many of them one call is good for, and whether it has no room for more.
+    fn first(&self) -> (usize, bool) {
+        let (mut events, mut size) = (0, 0);
+        for (count, job) in self.0.iter().enumerate() {
+            events += job.posts.len();
+            size += job.posts.iter().map(bytes).sum::<usize>();
+            if count > 0 && (events > EVENTS || size > BYTES) {
+                return (count, true);
+            }
+        }
+        (self.0.len(), events >= EVENTS || size >= BYTES)
+    }
+}
+
 /// The task. It ends when nobody can send it anything any more.
 pub(super) struct Joiner {
     pub(super) commands: Arc<Commands>,
@@ -85,48 +125,29 @@ pub(super) struct Joiner {
 impl Joiner {
     /// Runs until the last sender of `jobs` is gone, and everything is answered.
     pub(super) async fn run(self, mut jobs: mpsc::Receiver<Job>) {
-        let mut running: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
-        let mut waiting = Vec::with_capacity(EVENTS);
-        loop {
+        let cluster = self.calls.names.is_cluster();
+        let mut underway: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
+        let mut waiting = Waiting::default();
+        let mut open = true;
+        while open || !underway.is_empty() {
             tokio::select! {
                 biased;
                 // Answers first: who gets one may come with the next post, which then goes along.
-                Some(()) = running.next() => {}
-                taken = jobs.recv_many(&mut waiting, EVENTS) => {
-                    if taken == 0 {
-                        break;
-                    }
-                    for group in self.join(waiting.drain(..)) {
-                        let mut call = self.carry_out(group).boxed();
-                        // The first poll hands it to the connection.
-                        if poll_immediate(&mut call).await.is_none() {
-                            running.push(call);
-                        }
-                    }
+                Some(()) = underway.next() => {}
+                taken = jobs.recv_many(&mut waiting.0, EVENTS), if open => open = taken > 0,
+            }
+            while waiting.is_full() || cluster || !open || underway.len() < UNDERWAY {
+                let group = if cluster { waiting.one() } else { waiting.group() };
+                if group.is_empty() {
+                    break;
+                }
+                let mut call = self.carry_out(group).boxed();
+                // The first poll hands it to the connection.
+                if poll_immediate(&mut call).await.is_none() {
+                    underway.push(call);
                 }
             }
         }
-        while running.next().await.is_some() {}
-    }
-
-    /// Puts jobs together that one call is good for.
-    fn join(&self, jobs: impl Iterator<Item = Job>) -> Vec<Vec<Job>> {
-        let cluster = self.calls.names.is_cluster();
-        let mut groups: Vec<Vec<Job>> = Vec::new();
-        let (mut events, mut size) = (0, 0);
-        for job in jobs {
-            let own = job.posts.iter().map(bytes).sum::<usize>();
-            events += job.posts.len();
-            size += own;
-            match groups.last_mut() {
-                Some(group) if !cluster && events <= EVENTS && size <= BYTES => group.push(job),
-                _ => {
-                    (events, size) = (job.posts.len(), own);
-                    groups.push(vec![job]);
-                }
-            }
-        }
-        groups
     }
 
     async fn carry_out(&self, jobs: Vec<Job>) {
@@ -145,6 +166,11 @@ impl Joiner {
         // Each of those who wait has a look at the time of their own.
         let deadline = jobs.iter().map(|job| job.deadline).max().unwrap_or_else(Instant::now);
         let all = |error: &BusError| posts.iter().map(|_| Err(error.clone())).collect();
+        if deadline <= Instant::now() {
+            // Nobody waits any more. A command without time would only fail, and its connection
+            // would be given up for it.
+            return all(&BusError::Away("too many posts are waiting for it".to_owned()));
+        }
         let turn = match self.commands.turn_until(deadline) {
             Ok(turn) => turn,
             Err(error) => return all(&error),
@@ -152,7 +178,7 @@ impl Joiner {
         let script = &self.scripts.publish;
         match script.run_one::<Vec<Value>>(&turn, whole, || self.calls.publish(&posts)).await {
             Ok(lines) if lines.len() == posts.len() => {
-                let read = |(post, line)| self.read(post, turn.heed(Said::read(line))?);
+                let read = |(post, line)| Ok(self.read(post, turn.heed(Said::read(line))?));
                 posts.iter().copied().zip(&lines).map(read).collect()
             }
             Ok(lines) => all(&BusError::Away(format!("a script answered {} lines", lines.len()))),
@@ -160,8 +186,8 @@ impl Joiner {
         }
     }
 
-    fn read(&self, post: &Post, said: Said) -> Result<Posted, BusError> {
-        Ok(match said {
+    fn read(&self, post: &Post, said: Said) -> Posted {
+        match said {
             Said::New { place, online, until } => {
                 let tag = Tag::of(&post.to);
                 if let Some((at, prev)) = place {
@@ -172,7 +198,7 @@ impl Joiner {
             }
             Said::Again(answer) => Posted::Done(Receipt::remembered(&answer)),
             Said::Conflict => Posted::Conflict,
-        })
+        }
     }
 }
 
@@ -196,6 +222,43 @@ mod tests {
             online: None,
         };
         vec![post; count]
+    }
+
+    fn waiting(jobs: &[(usize, usize)]) -> Waiting {
+        let job = |(count, bytes): &(usize, usize)| Job {
+            posts: posts(*count, *bytes),
+            whole: false,
+            deadline: Instant::now(),
+            answers: oneshot::channel().0,
+        };
+        Waiting(jobs.iter().map(job).collect())
+    }
+
+    #[test]
+    fn jobs_are_joined_in_their_order_and_none_is_split() {
+        let groups = |jobs: &[(usize, usize)]| {
+            let mut waiting = waiting(jobs);
+            let next = || Some(waiting.group()).filter(|group| !group.is_empty());
+            let counts = |group: Vec<Job>| group.iter().map(|job| job.posts.len()).collect();
+            std::iter::from_fn(next).map(counts).collect::<Vec<Vec<usize>>>()
+        };
+        assert!(groups(&[]).is_empty());
+        assert_eq!(groups(&[(1, 1), (2, 1), (3, 1)]), [[1, 2, 3]]);
+        let (some, more) = (EVENTS - 1, 2);
+        assert_eq!(groups(&[(some, 1), (1, 1), (more, 1)]), [vec![some, 1], vec![more]]);
+        assert_eq!(groups(&[(some, 1), (more, 1), (1, 1)]), [vec![some], vec![more, 1]]);
+        assert_eq!(groups(&[(1, BYTES), (1, 1), (1, BYTES)]), [[1], [1], [1]]);
+        assert_eq!(waiting(&[(2, 1), (1, 1)]).one().len(), 1);
+        assert!(waiting(&[]).one().is_empty());
+    }
+
+    #[test]
+    fn a_call_is_full_once_no_more_would_fit() {
+        assert!(!waiting(&[]).is_full());
+        assert!(!waiting(&[(EVENTS - 1, 1)]).is_full());
+        assert!(waiting(&[(EVENTS, 1)]).is_full());
+        assert!(waiting(&[(EVENTS - 1, 1), (2, 1)]).is_full());
+        assert!(waiting(&[(1, BYTES)]).is_full());
     }
 
     #[test]
