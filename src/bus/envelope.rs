@@ -36,6 +36,11 @@ const VERSION: u32 = 1;
 /// What follows the opening in a head that says nothing but its version.
 const PLAIN: &[u8] = b"1},";
 
+/// The head of [`Parts`] in an event that says nothing in it but its version.
+const PLAIN_HEAD: &[u8] = br#"{"belfry":{"v":1"#;
+/// Bytes of an event beside its texts and its data, unless the texts have escapes.
+const AROUND: usize = r#"{"type":"","data":,"sender":""}"#.len();
+
 /// What a back end asked to be published, ready to be written.
 #[derive(Debug, Serialize)]
 pub struct Event<'a> {
@@ -120,7 +125,7 @@ pub enum Poison {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
     /// The head up to where `until` and its closing brace go.
-    pub head: String,
+    pub head: Bytes,
     /// What browsers get after the id, without an opening brace.
     pub members: Bytes,
 }
@@ -140,8 +145,7 @@ impl Parts {
     }
 
     fn join(&self, until: &str, place: &str) -> Bytes {
-        let parts =
-            [self.head.as_bytes(), until.as_bytes(), b"},", place.as_bytes(), &self.members];
+        let parts = [&self.head, until.as_bytes(), b"},", place.as_bytes(), &self.members];
         parts.concat().into()
     }
 }
@@ -155,10 +159,17 @@ pub fn encode(
     except: &[UserId],
     transient: bool,
 ) -> Result<Parts, serde_json::Error> {
-    let except = except.iter().map(|user| user.as_str().to_owned()).collect();
-    let head = serde_json::to_string(&Head { v: VERSION, except, transient, ..Head::default() })?;
-    let head = format!(r#"{{"belfry":{}"#, head.strip_suffix('}').unwrap_or_default());
-    let object = serde_json::to_vec(event)?;
+    let head = if except.is_empty() && !transient {
+        Bytes::from_static(PLAIN_HEAD)
+    } else {
+        let except = except.iter().map(|user| user.as_str().to_owned()).collect();
+        let head = Head { v: VERSION, except, transient, ..Head::default() };
+        let head = serde_json::to_string(&head)?;
+        format!(r#"{{"belfry":{}"#, head.strip_suffix('}').unwrap_or_default()).into()
+    };
+    let texts = event.kind.len() + event.sender.map_or(0, str::len);
+    let mut object = Vec::with_capacity(AROUND + texts + event.data.get().len());
+    serde_json::to_writer(&mut object, event)?;
     Ok(Parts { head, members: Bytes::from(object).slice(1..) })
 }
 
@@ -166,7 +177,7 @@ pub fn encode(
 #[must_use]
 pub fn loss(tag: &Tag) -> Parts {
     Parts {
-        head: r#"{"belfry":{"v":1,"loss":true"#.to_owned(),
+        head: Bytes::from_static(br#"{"belfry":{"v":1,"loss":true"#),
         members: format!(
             r#""type":"belfry.resync","lost":["{tag}"],"reason":"{}"}}"#,
             crate::event::GapReason::BrokerLost.label()

@@ -47,7 +47,7 @@ mod tests {
         let members = Bytes::from(vec![b'x'; bytes]);
         let post = Post {
             to: Channel::Broadcast,
-            event: Parts { head: String::new(), members },
+            event: Parts { head: Bytes::new(), members },
             keep: Keep::Kept,
             once: None,
             online: None,

@@ -172,7 +172,7 @@ fn parse(entry: &Entry) -> Result<Job, String> {
     };
     let post = |user: &str| {
         let to = Channel::User(UserId::new(user).unwrap());
-        let event = Parts { head: String::new(), members: text.clone() };
+        let event = Parts { head: Bytes::new(), members: text.clone() };
         Post { once: Some(once.of(&to)), to, event, keep: Keep::Kept, online: None }
     };
     let posts = match user {

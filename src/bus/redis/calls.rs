@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use fred::types::Value;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     scripts::Call,
 };
 use crate::{
-    bus::{Ask, Destination, Keep, Message, Once, Post, envelope::Parts},
+    bus::{Ask, Destination, Keep, Message, Post},
     event::{Channel, Position, Tag},
     history::Bounds,
     store::IDEMPOTENCY_TTL,
@@ -25,26 +25,38 @@ pub(super) struct Calls {
 }
 
 /// What `publish.lua` does with an event.
-#[derive(Clone, Copy, Debug)]
-enum Mode {
-    Kept,
-    Transient,
-    Probe,
+const KEPT: &str = "kept";
+const TRANSIENT: &str = "transient";
+const PROBE: &str = "probe";
+
+/// Room for the names of one event's keys.
+const NAMES: usize = 192;
+
+/// One event's part of a call.
+struct Part {
+    /// Stream, last id, request and seats.
+    keys: [Value; 4],
+    /// `None`: called like the stream.
+    channel: Option<Value>,
+    head: Bytes,
+    members: Bytes,
+    tag: Value,
+    mode: &'static str,
+    life: Option<Duration>,
+    fingerprint: Value,
+    asks: bool,
 }
 
-/// Goes where an event goes.
-struct Sent<'a> {
-    channel: String,
-    keys: Keys,
-    /// Of a user's seats.
-    seats: Option<String>,
-    tag: Tag,
-    event: &'a Parts,
-    mode: Mode,
-    life: Option<Duration>,
-    /// The key under which it is remembered, and the fingerprint.
-    once: Option<(String, &'a str)>,
-    online: Option<&'a [String]>,
+/// Puts words together in one piece of memory, of which each is a view.
+struct Words(BytesMut);
+
+impl Words {
+    fn word(&mut self, pieces: &[&str]) -> Value {
+        for piece in pieces {
+            self.0.extend_from_slice(piece.as_bytes());
+        }
+        Value::Bytes(self.0.split().freeze())
+    }
 }
 
 impl Calls {
@@ -52,82 +64,103 @@ impl Calls {
         self.bounds.events > 0
     }
 
-    /// Keeps and publishes an event.
-    pub(super) fn publish(&self, post: &Post) -> Call {
+    /// Keeps and publishes events: all with one call, which on a cluster must be of one slot. The
+    /// answers stand in their order ([`Said`](super::said::Said)).
+    pub(super) fn publish(&self, posts: &[&Post]) -> Call {
+        let mut words = Words(BytesMut::with_capacity(NAMES * posts.len()));
+        // The newest list of replicas is the best, for all of them.
+        let live = posts.iter().rev().find_map(|post| post.online.as_deref());
+        let mut call = None;
+        for post in posts {
+            let stream = self.names.stream(&post.to);
+            let call = call.get_or_insert_with(|| {
+                self.begin(self.names.epoch(&stream), live.unwrap_or_default(), posts.len())
+            });
+            add(call, self.part(&mut words, &stream, post));
+        }
+        call.unwrap_or_default()
+    }
+
+    fn part(&self, words: &mut Words, stream: &str, post: &Post) -> Part {
         let (mode, life) = match post.keep {
-            Keep::Kept if self.keeps() => (Mode::Kept, None),
-            Keep::For(life) if self.keeps() => (Mode::Kept, Some(life)),
-            _ => (Mode::Transient, None),
+            Keep::Kept if self.keeps() => (KEPT, None),
+            Keep::For(life) if self.keeps() => (KEPT, Some(life)),
+            _ => (TRANSIENT, None),
         };
-        let keys = self.names.keys(&post.to);
-        let seats = match &post.to {
-            Channel::User(user) => Some(self.names.seats(user)),
-            _ => None,
+        let user = match &post.to {
+            Channel::User(user) => Some(user.as_str()),
+            Channel::Group(_) | Channel::Broadcast => None,
         };
-        let remember = |once: &Once| self.names.idempotency(&keys.stream, &once.key);
+        let own = words.word(&[stream]);
+        let mut beside = |kind, name| words.word(&self.names.pieces(stream, kind, name));
+        let last = beside("last", None);
+        // A cluster wants every key to be one of the slot, also those that are not used.
         let once = post.once.as_ref();
-        self.send(Sent {
-            channel: self.names.channel(&Destination::Events(post.to.clone())),
-            once: once.map(|once| (remember(once), once.fingerprint.as_str())),
-            online: post.online.as_deref().filter(|_| seats.is_some()),
-            keys,
-            seats,
-            tag: Tag::of(&post.to),
-            event: &post.event,
+        let request =
+            once.map_or_else(|| own.clone(), |once| beside("idempotency", Some(&once.key)));
+        let seats = user.map_or_else(|| own.clone(), |user| beside("seats", Some(user)));
+        let tag = match Tag::of(&post.to) {
+            Tag::User => Value::from_static_str("u"),
+            Tag::Broadcast => Value::from_static_str("b"),
+            tag @ Tag::Group(_) => words.word(&[&tag.to_string()]),
+        };
+        Part {
+            keys: [own, last, request, seats],
+            channel: None,
+            head: post.event.head.clone(),
+            members: post.event.members.clone(),
+            tag,
             mode,
             life,
-        })
+            fingerprint: once.map_or_else(nothing, |once| words.word(&[&once.fingerprint])),
+            asks: user.is_some() && post.online.is_some(),
+        }
     }
 
     /// Proves that events of this kind of channel can be kept and published, and leaves nothing
     /// behind but the message. `None`: the payload has no head.
     pub(super) fn probe(&self, message: &Message) -> Option<Call> {
         let end = message.payload.windows(2).position(|pair| pair == b"},")?;
-        let head = std::str::from_utf8(message.payload.get(..end)?).ok()?;
-        let event = Parts { head: head.to_owned(), members: message.payload.slice(end + 2..) };
-        let keys = self.names.probe_keys(&message.to);
+        let Keys { stream, last, epoch } = self.names.probe_keys(&message.to);
         let keeps = self.keeps();
-        Some(self.send(Sent {
-            channel: self.names.channel(&message.to),
-            seats: keeps.then(|| self.names.probe_seats(&keys.stream)),
-            once: keeps.then(|| (self.names.probe_idempotency(&keys.stream), "probe")),
-            online: keeps.then_some(&[]),
-            keys,
-            tag: Tag::User,
-            event: &event,
-            mode: if keeps { Mode::Probe } else { Mode::Transient },
-            life: None,
-        }))
+        let (request, seats) = if keeps {
+            (self.names.probe_idempotency(&stream), self.names.probe_seats(&stream))
+        } else {
+            (stream.clone(), stream.clone())
+        };
+        let mut call = self.begin(epoch, &[], 1);
+        add(
+            &mut call,
+            Part {
+                keys: [stream.into(), last.into(), request.into(), seats.into()],
+                channel: Some(self.names.channel(&message.to).into()),
+                head: message.payload.slice(..end),
+                members: message.payload.slice(end + 2..),
+                tag: Value::from_static_str("u"),
+                mode: if keeps { PROBE } else { TRANSIENT },
+                life: None,
+                fingerprint: if keeps { Value::from_static_str(PROBE) } else { nothing() },
+                asks: keeps,
+            },
+        );
+        Some(call)
     }
 
-    fn send(&self, sent: Sent<'_>) -> Call {
-        let mode = match sent.mode {
-            Mode::Kept => "kept",
-            Mode::Transient => "transient",
-            Mode::Probe => "probe",
-        };
-        let (request, fingerprint) = sent.once.unzip();
-        // A cluster wants every key to be one of the slot, also those that are not used.
-        let stream = || sent.keys.stream.clone();
-        let (request, seats) = (request.unwrap_or_else(stream), sent.seats.unwrap_or_else(stream));
-        let mut arguments = vec![
-            sent.channel.into(),
-            text(&sent.event.head),
-            Value::Bytes(sent.event.members.clone()),
-            sent.tag.to_string().into(),
-            mode.into(),
-            sent.life.map(millis).unwrap_or_default().into(),
+    /// A call for so many events, with what is the same for all of them.
+    fn begin(&self, epoch: String, live: &[String], events: usize) -> Call {
+        let mut keys = Vec::with_capacity(1 + 4 * events);
+        keys.push(epoch.into());
+        let mut arguments = Vec::with_capacity(6 + live.len() + 8 * events);
+        arguments.extend([
             self.bounds.events.to_string().into(),
             self.bounds.bytes.to_string().into(),
             millis(self.bounds.ttl).into(),
             millis(self.bounds.meta_ttl).into(),
-            text(fingerprint.unwrap_or_default()),
             millis(IDEMPOTENCY_TTL).into(),
-            if sent.online.is_some() { "1" } else { "0" }.into(),
-        ];
-        arguments.extend(sent.online.unwrap_or_default().iter().map(|name| text(name)));
-        let Keys { stream, last, epoch } = sent.keys;
-        Call { keys: vec![stream, last, request, seats, epoch], arguments, whole: false }
+            live.len().to_string().into(),
+        ]);
+        arguments.extend(live.iter().map(|name| text(name)));
+        Call { keys, arguments, whole: false }
     }
 
     /// Reads what a channel keeps.
@@ -141,7 +174,7 @@ impl Calls {
             ask.most.saturating_add(1).min(1 << 30).to_string().into(),
             millis(self.bounds.meta_ttl).into(),
         ];
-        Call { keys: vec![stream, last, epoch], arguments, whole: false }
+        Call { keys: vec![stream.into(), last.into(), epoch.into()], arguments, whole: false }
     }
 
     /// Looks where channels stand, all of one server. `None`: there are none.
@@ -170,14 +203,32 @@ impl Calls {
             self.names.channel(&Destination::Events(entry.channel.clone())).into(),
             entry.at.to_string().into(),
             entry.prev.to_string().into(),
-            Value::Bytes(entry.message.clone().unwrap_or_default()),
+            Value::Bytes(entry.message().unwrap_or_default()),
             self.bounds.events.to_string().into(),
             millis(self.bounds.ttl).into(),
             millis(self.bounds.meta_ttl).into(),
             if force { "1" } else { "0" }.into(),
         ];
-        Call { keys: vec![stream, last, epoch], arguments, whole: false }
+        Call { keys: vec![stream.into(), last.into(), epoch.into()], arguments, whole: false }
     }
+}
+
+fn add(call: &mut Call, part: Part) {
+    call.keys.extend(part.keys);
+    call.arguments.extend([
+        part.channel.unwrap_or_else(nothing),
+        Value::Bytes(part.head),
+        Value::Bytes(part.members),
+        part.tag,
+        Value::from_static_str(part.mode),
+        part.life.map_or_else(nothing, |life| millis(life).into()),
+        part.fingerprint,
+        Value::from_static_str(if part.asks { "1" } else { "0" }),
+    ]);
+}
+
+fn nothing() -> Value {
+    Value::Bytes(Bytes::new())
 }
 
 fn text(text: &str) -> Value {

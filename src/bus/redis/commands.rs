@@ -159,6 +159,13 @@ impl Commands {
         }
     }
 
+    /// A turn for those who wait no longer than this, and hold the places for it themselves.
+    pub(super) fn turn_until(&self, deadline: Instant) -> Result<Turn<'_>, BusError> {
+        self.refuse_while_down()?;
+        let current = self.shared.current.load_full();
+        Ok(Turn { shared: &self.shared, current, deadline, _places: None })
+    }
+
     fn refuse_while_down(&self) -> Result<(), BusError> {
         if self.is_up() { Ok(()) } else { Err(BusError::Away("not connected".to_owned())) }
     }
@@ -180,6 +187,22 @@ impl Turn<'_> {
         Fut: Future<Output = Result<T, Error>>,
     {
         self.run_on(None, command).await
+    }
+
+    /// When its time is over.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Heeds what a refusal inside of an answer says about the server, as [`run`](Self::run) does
+    /// with one that is the answer.
+    pub(super) fn heed<T>(&self, part: Result<T, BusError>) -> Result<T, BusError> {
+        if let Err(BusError::Refused(reason)) = &part
+            && is_unfit(reason)
+        {
+            self.shared.give_up(self.current.number);
+        }
+        part
     }
 
     /// The same, on one server of a cluster.

@@ -9,6 +9,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use tokio::sync::mpsc;
+
 use crate::{config, history::Bounds};
 
 mod calls;
@@ -20,6 +22,7 @@ mod glance;
 mod history;
 mod inbound;
 mod ingest;
+mod joiner;
 mod keys;
 mod link;
 mod names;
@@ -28,6 +31,7 @@ mod publisher;
 mod pulse;
 mod quiet;
 mod recent;
+mod said;
 mod scripts;
 mod setup;
 mod slots;
@@ -46,6 +50,7 @@ pub(crate) use scripts::{Call, Script, eval};
 use calls::Calls;
 use commands::{Check, Commands};
 use glance::Glancer;
+use joiner::Joiner;
 use link::{LinkSettings, Role};
 use recent::Recent;
 use scripts::Scripts;
@@ -121,6 +126,15 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
     let check = Check::Write(names.key("probe"), Some(setup));
     let commands = Commands::start(Arc::clone(&links), settings.inflight, Role::Publisher, check);
     let commands = Arc::new(commands);
+    // Each job holds a place of those under way, as long as somebody waits for it.
+    let (jobs, waiting) = mpsc::channel(settings.inflight.max(1));
+    let joiner = Joiner {
+        commands: Arc::clone(&commands),
+        calls: Arc::clone(&calls),
+        scripts: Arc::clone(&scripts),
+        recent: Arc::clone(&recent),
+    };
+    tokio::spawn(joiner.run(waiting));
     let subscribed = Up::default();
     let glancer = Glancer {
         commands: Arc::clone(&commands),
@@ -133,6 +147,7 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
             commands: Arc::clone(&commands),
             calls,
             scripts,
+            jobs,
             recent,
             server,
             glances: glancer.open(),

@@ -89,11 +89,45 @@ impl Names {
     fn keys_of(&self, stream: String) -> Keys {
         let channel = stream.strip_prefix(&self.prefix).unwrap_or(&stream);
         let last = self.beside(&stream, "last", channel);
-        let epoch = match &self.slots {
-            Some(slots) => self.key(&format!("epoch:{{{}}}", slots.tag_for(&stream))),
-            None => self.key("epoch"),
-        };
+        let epoch = self.epoch(&stream);
         Keys { stream, last, epoch }
+    }
+
+    /// Whether a call may name keys of one slot only.
+    pub(super) fn is_cluster(&self) -> bool {
+        self.slots.is_some()
+    }
+
+    /// The stream of a channel, which is called like the channel.
+    pub(super) fn stream(&self, channel: &Channel) -> String {
+        match channel {
+            Channel::User(user) => [&self.user, user.as_str()].concat(),
+            Channel::Group(group) => [&self.group, group.as_str()].concat(),
+            Channel::Broadcast => self.broadcast.clone(),
+        }
+    }
+
+    /// The key of this kind beside a stream, in pieces: put together it is
+    /// [`beside`](Self::beside). `None` for the name: that of the stream's channel.
+    pub(super) fn pieces<'a>(
+        &'a self,
+        stream: &'a str,
+        kind: &'a str,
+        name: Option<&'a str>,
+    ) -> [&'a str; 6] {
+        let name = name.or_else(|| stream.strip_prefix(&self.prefix)).unwrap_or(stream);
+        match &self.slots {
+            Some(slots) => [&self.prefix, kind, ":{", slots.tag_for(stream), "}:", name],
+            None => [&self.prefix, kind, ":", name, "", ""],
+        }
+    }
+
+    /// The key of the epoch of a stream.
+    pub(super) fn epoch(&self, stream: &str) -> String {
+        match &self.slots {
+            Some(slots) => self.key(&format!("epoch:{{{}}}", slots.tag_for(stream))),
+            None => self.key("epoch"),
+        }
     }
 
     /// The key under which a request that was done once is remembered, beside this stream.
@@ -119,10 +153,7 @@ impl Names {
 
     /// `<prefix><kind>:<name>`, in the slot of a stream.
     fn beside(&self, stream: &str, kind: &str, name: &str) -> String {
-        match &self.slots {
-            Some(slots) => self.key(&format!("{kind}:{{{}}}:{name}", slots.tag_for(stream))),
-            None => self.key(&format!("{kind}:{name}")),
-        }
+        self.pieces(stream, kind, Some(name)).concat()
     }
 
     /// The channel of a destination.

@@ -1,35 +1,28 @@
--- Keeps an event and publishes it, or does neither.
+-- Keeps events and publishes them, each for itself: it is kept and published, or neither.
 --
--- KEYS, all of one slot: 1 the channel's stream, 2 its last id, 3 the request, 4 the user's seats,
--- 5 the epoch. ARGV: 1 the channel, 2 the message up to where `until` goes, 3 the message after the
--- id, 4 the channel's tag, 5 `kept`, `transient` or `probe`, 6 milliseconds until it is over or '',
--- 7 events, 8 bytes and 9 milliseconds that the channel keeps, 10 milliseconds that its last id is
--- remembered, 11 the request's fingerprint or '', 12 milliseconds that the request is remembered,
--- 13 whether it is asked if the user is online, 14 and on: the live replicas, if they are known.
+-- KEYS, all of one slot: 1 the epoch; then for each event four: its channel's stream, the last id,
+-- the request, the user's seats.
 --
--- Answers `new`, the id, the one before it, `1`, `0` or '' for online, and `until`; or `again` and
--- what was answered first; or `conflict`.
+-- ARGV: 1 events, 2 bytes and 3 milliseconds that a channel keeps, 4 milliseconds that its last id is
+-- remembered, 5 milliseconds that a request is remembered, 6 how many replicas are known to be alive,
+-- 7 and on: their names. Then for each event eight: the channel, or '' where it is called like the
+-- stream; the message up to where `until` goes; the message after the id; the channel's tag; `kept`,
+-- `transient` or `probe`; milliseconds until it is over or ''; the request's fingerprint or ''; `1`
+-- where it is asked whether the user is online.
+--
+-- Answers a line for each: `new`, the id, the one before it, `1` or `0` for online, and `until`, with
+-- `-` for what there is not; or `again` and what was answered first; or `conflict`; or `error` and
+-- why.
 --
 -- The order matters. XADD is the first write, because a full Redis refuses only that one. PUBLISH is
 -- the last, because it alone cannot be taken back.
 
-local clock = redis.call('TIME')
+local call, match, format = redis.call, string.match, string.format
+local events, bytes, ttl, meta = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local mode, events, bytes, meta = ARGV[5], ARGV[7], tonumber(ARGV[8]), ARGV[10]
-
--- Like redis.call, but what it throws is the server's own reply, in every version of Redis.
-local function call(...)
-  local reply = redis.pcall(...)
-  if type(reply) == 'table' and reply.err then error(reply) end
-  return reply
-end
-
-local function id_of(ms, n) return string.format('%.0f-%.0f', ms, n) end
-
-local function parts(id)
-  local ms, n = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(n)
-end
+local fresh = format('%.0f-0', now)
+local expired = format('%.0f-0', math.max(now - ttl, 0))
 
 local function field(entry, name)
   for i = 1, #entry[2], 2 do
@@ -37,70 +30,38 @@ local function field(entry, name)
   end
 end
 
-local function remembered()
-  local held = call('GET', KEYS[3])
-  if not held then return nil end
-  local first, answer = string.match(held, '^(%S*) (.*)$')
-  if first == ARGV[11] then return {'again', answer} end
-  return {'conflict'}
-end
-
-local function is_online()
+local function is_online(seats)
   local live
-  for i = 14, #ARGV do
+  for i = 7, 6 + ARGV[6] do
     live = live or {}
     live[ARGV[i]] = true
   end
-  local seats = call('ZRANGE', KEYS[4], 0, -1, 'WITHSCORES')
   for i = 1, #seats, 2 do
     -- Whoever took a seat so recently is alive, also if the list is older than its replica.
     local recent = seats[i + 1] + 9000 > now
-    if not live or recent or live[string.match(seats[i], '^[^:]*')] then return '1' end
+    if not live or recent or live[match(seats[i], '^[^:]*')] then return '1' end
   end
   return '0'
 end
 
--- What is remembered of the channel: its last id, the bytes of all its events, those of them that
--- are known to be dropped, and an id that was given out and taken back.
-local held, last, sum, base, void, epoch
-
-local function look()
-  held = call('GET', KEYS[2])
-  if held then last, sum, base, void = string.match(held, '^(%d+%-%d+) (%d+) (%d+) ?(%S*)$') end
-  if not last then
-    local top = call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-    if top then
-      last, sum = top[1], field(top, 'c')
-    else
-      epoch = call('GET', KEYS[5])
-    end
-  end
-  sum, base = tonumber(sum) or 0, tonumber(base) or 0
-end
-
--- Ids grow, also where the clock was set back, and are later than the epoch.
-local function next_id()
-  local before = void and void ~= '' and void or last
-  if before then
-    local ms, n = parts(before)
-    if ms >= now then return id_of(ms, n + 1) end
-  elseif epoch and tonumber(epoch) >= now then
-    return id_of(tonumber(epoch) + 1, 0)
-  end
-  return id_of(now, 0)
-end
+-- The event at hand: its keys, its request, and what is remembered of its channel: the last id, the
+-- bytes of all its events, and those of them that are known to be dropped.
+local stream, memory, request, print
+local held, last, sum, base
+-- What was done of it.
+local id, written
 
 -- Drops the oldest events down to three quarters of the bytes, so that it need not look at them for
--- every event.
-local function shorten(size)
+-- every event. Yields the bytes of all that are dropped.
+local function shorten(size, total)
   if size > bytes then
-    call('XTRIM', KEYS[1], 'MAXLEN', 0)
-    return sum
+    call('XTRIM', stream, 'MAXLEN', 0)
+    return total
   end
-  local from, least = '-', sum - bytes
-  local aim = math.min(sum - math.floor(bytes * 3 / 4), sum - size)
+  local from, least = '-', total - bytes
+  local aim = math.min(total - math.floor(bytes * 3 / 4), total - size)
   while true do
-    local page = call('XRANGE', KEYS[1], from, '+', 'COUNT', 16)
+    local page = call('XRANGE', stream, from, '+', 'COUNT', 16)
     if #page == 0 then return base end
     for i, entry in ipairs(page) do
       local to = tonumber(field(entry, 'c')) or 0
@@ -111,7 +72,7 @@ local function shorten(size)
         least = aim
       end
       if to - own >= least then
-        call('XTRIM', KEYS[1], 'MINID', entry[1])
+        call('XTRIM', stream, 'MINID', entry[1])
         return to - own
       end
     end
@@ -119,88 +80,129 @@ local function shorten(size)
   end
 end
 
-local online, id, answer = '', nil, nil
-local written = false
-
 -- Nothing was published, so nothing is kept. The id is not given out a second time: the stream
 -- would not take it.
 local function undo(run)
-  if ARGV[11] ~= '' then run('DEL', KEYS[3]) end
+  if print ~= '' then run('DEL', request) end
   if not id then return end
-  run('XDEL', KEYS[1], id)
-  if run('XLEN', KEYS[1]) == 0 then
-    run('DEL', KEYS[1])
-    if held then run('SET', KEYS[2], held, 'PX', meta) else run('DEL', KEYS[2]) end
+  run('XDEL', stream, id)
+  if run('XLEN', stream) == 0 then
+    run('DEL', stream)
+    if held then run('SET', memory, held, 'PX', meta) else run('DEL', memory) end
   else
-    local line = string.format('%s %.0f %.0f %s', last, sum, base, id)
-    run('SET', KEYS[2], line, 'PX', meta)
+    local line = format('%s %.0f %.0f %s', last or '0-0', sum, base, id)
+    run('SET', memory, line, 'PX', meta)
   end
 end
 
-local function remember()
-  if ARGV[11] == '' then return end
+local function remember(tag, online)
   local members = {}
-  if id then members[1] = '"id":"' .. ARGV[4] .. '~' .. id .. '"' end
-  if online ~= '' then
+  if id then members[1] = '"id":"' .. tag .. '~' .. id .. '"' end
+  if online ~= '-' then
     members[#members + 1] = '"online":' .. (online == '1' and 'true' or 'false')
   end
-  local line = ARGV[11] .. ' {' .. table.concat(members, ',') .. '}'
-  call('SET', KEYS[3], line, 'PX', ARGV[12])
+  local line = print .. ' {' .. table.concat(members, ',') .. '}'
+  call('SET', request, line, 'PX', ARGV[5])
   written = true
 end
 
-local function transient()
-  remember()
-  -- A server that takes no writes must not be believed that it published.
-  if not written then call('XTRIM', KEYS[1], 'MAXLEN', '~', events) end
-  call('PUBLISH', ARGV[1], ARGV[2] .. '},' .. ARGV[3])
-  answer = {'new', '', '', online, ''}
-end
+-- Does one event, whose keys and arguments begin there.
+local function post(k, a)
+  stream, memory, request, print = KEYS[k], KEYS[k + 1], KEYS[k + 2], ARGV[a + 6]
+  id, written = nil, false
+  if print ~= '' then
+    local known = call('GET', request)
+    if known then
+      local first, answer = match(known, '^(%S*) (.*)$')
+      return first == print and 'again ' .. answer or 'conflict'
+    end
+  end
+  local channel, head, members, tag, mode = ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  if channel == '' then channel = stream end
+  local online = '-'
+  if ARGV[a + 7] == '1' then
+    online = is_online(call('ZRANGE', KEYS[k + 3], 0, -1, 'WITHSCORES'))
+  end
 
-local function kept()
-  look()
-  local prev, place, till = last or '0-0', next_id(), ''
-  local head = ARGV[2]
-  if ARGV[6] ~= '' then
-    till = string.format('%.0f', now + ARGV[6])
+  if mode == 'transient' then
+    if print ~= '' then remember(tag, online) end
+    -- A server that takes no writes must not be believed that it published.
+    if not written then call('XTRIM', stream, 'MAXLEN', '~', events) end
+    call('PUBLISH', channel, head .. '},' .. members)
+    return 'new - - ' .. online .. ' -'
+  end
+
+  local ms, n, void, epoch
+  last = nil
+  held = call('GET', memory)
+  if held then
+    last, ms, n, sum, base, void = match(held, '^((%d+)%-(%d+)) (%d+) (%d+) ?(%S*)$')
+  end
+  if not last then
+    local top = call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+    base = nil
+    if top then
+      last, sum = top[1], field(top, 'c')
+      ms, n = match(last, '^(%d+)-(%d+)$')
+    else
+      epoch, sum = call('GET', KEYS[1]), nil
+    end
+  elseif void ~= '' then
+    -- An id that was given out and taken back.
+    ms, n = match(void, '^(%d+)-(%d+)$')
+  end
+  sum, base = tonumber(sum) or 0, tonumber(base) or 0
+
+  -- Ids grow, also where the clock was set back, and are later than the epoch.
+  local place = fresh
+  if ms then
+    if tonumber(ms) >= now then place = format('%.0f-%.0f', ms, n + 1) end
+  elseif epoch and tonumber(epoch) >= now then
+    place = format('%.0f-0', epoch + 1)
+  end
+  local prev, till = last or '0-0', '-'
+  if ARGV[a + 5] ~= '' then
+    till = format('%.0f', now + ARGV[a + 5])
     head = head .. ',"until":' .. till
   end
-  local message = table.concat({
-    head, '},"id":"', ARGV[4], '~', place, '","prev":"', ARGV[4], '~', prev, '",', ARGV[3]
-  })
-  local total = string.format('%.0f', sum + #message)
-  call('XADD', KEYS[1], 'MAXLEN', '~', events, place, 'c', total, 'm', message)
+  local message = head .. '},"id":"' .. tag .. '~' .. place .. '","prev":"' .. tag .. '~' .. prev .. '",' .. members
+  local total = sum + #message
+  local total_text = format('%.0f', total)
+  call('XADD', stream, 'MAXLEN', '~', events, place, 'c', total_text, 'm', message)
   id, written = place, true
   if not last and not epoch then
-    call('SET', KEYS[5], string.format('%.0f', now - 1), 'PX', meta, 'NX')
+    call('SET', KEYS[1], format('%.0f', now - 1), 'PX', meta, 'NX')
   end
-  local sum_before, base_before = sum, base
-  sum = sum + #message
-  call('XTRIM', KEYS[1], 'MINID', '~', id_of(math.max(now - ARGV[9], 0), 0))
-  if sum - base > bytes then base = shorten(#message) end
-  call('PEXPIRE', KEYS[1], ARGV[9])
-  call('SET', KEYS[2], string.format('%s %s %.0f', id, total, base), 'PX', meta)
-  remember()
-  sum, base = sum_before, base_before
-  call('PUBLISH', ARGV[1], message)
-  answer = {'new', id, prev, online, till}
-end
-
-local function run()
-  if ARGV[11] ~= '' then
-    answer = remembered()
-    if answer then return end
-  end
-  if ARGV[13] == '1' then online = is_online() end
-  if mode == 'transient' then transient() else kept() end
+  call('XTRIM', stream, 'MINID', '~', expired)
+  local dropped = base
+  if total - base > bytes then dropped = shorten(#message, total) end
+  call('PEXPIRE', stream, ttl)
+  call('SET', memory, place .. ' ' .. total_text .. ' ' .. format('%.0f', dropped), 'PX', meta)
+  if print ~= '' then remember(tag, online) end
+  call('PUBLISH', channel, message)
   -- A probe proves every right that an event may need, and leaves nothing behind.
   if mode == 'probe' then undo(call) end
+  return 'new ' .. place .. ' ' .. prev .. ' ' .. online .. ' ' .. till
 end
 
-local ok, failure = pcall(run)
-if ok then return answer end
-if written then undo(redis.pcall) end
--- Redis 7 hands the text of the error on, earlier ones the reply.
-if type(failure) == 'table' then return failure end
-if not string.match(failure, '^%u+ ') then failure = 'ERR ' .. failure end
-return redis.error_reply(failure)
+local answers, k, a = {}, 2, 7 + ARGV[6]
+
+local function run()
+  while k <= #KEYS do
+    answers[#answers + 1] = post(k, a)
+    k, a = k + 4, a + 8
+  end
+end
+
+while true do
+  local ok, failure = pcall(run)
+  if ok then return answers end
+  if written then undo(redis.pcall) end
+  -- Redis 7 hands on the text of an error, earlier ones the reply, or the text after the place in
+  -- this script.
+  if type(failure) == 'table' then failure = failure.err end
+  failure = string.gsub(failure, '^@?user_script: ?%d+: %-?', '')
+  if not match(failure, '^%u+ ') then failure = 'ERR ' .. failure end
+  answers[#answers + 1] = 'error ' .. failure
+  k, a = k + 4, a + 8
+end

@@ -5,20 +5,23 @@ use std::{collections::HashSet, sync::Arc};
 
 use fred::interfaces::PubsubInterface;
 use futures_util::future::{BoxFuture, FutureExt};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
 
 use super::{
     calls::Calls,
     commands::{Commands, Turn},
     glance::Glances,
+    joiner::{Answers, Job, divide},
     pipeline::pipelined,
-    recent::{Entry, Recent},
-    scripts::{Call, Scripts},
+    recent::Recent,
+    said::Said,
+    scripts::Scripts,
     setup::Server,
 };
-use crate::{
-    bus::{BusError, Message, Post, Posted, Publisher, Receipt},
-    event::Tag,
-};
+use crate::bus::{BusError, Message, Post, Posted, Publisher};
 
 /// Puts messages on Redis. See [`commands`](super::commands) for what happens while it is away.
 #[derive(Clone, Debug)]
@@ -26,6 +29,8 @@ pub struct RedisPublisher {
     pub(super) commands: Arc<Commands>,
     pub(super) calls: Arc<Calls>,
     pub(super) scripts: Arc<Scripts>,
+    /// To the task that sends posts.
+    pub(super) jobs: mpsc::Sender<Job>,
     /// What was acknowledged lately.
     pub(super) recent: Arc<Recent>,
     /// What is known of the server.
@@ -52,39 +57,44 @@ impl RedisPublisher {
         answers.try_for_each(|answer| answer.map(drop))
     }
 
-    async fn post_all(&self, posts: Vec<Post>) -> Vec<Result<Posted, BusError>> {
+    async fn post_all(&self, posts: Vec<Post>) -> Answers {
         let length = |post: &Post| post.event.head.len() + post.event.members.len();
         let turn = match self.commands.turn(weight(posts.iter().map(length))).await {
             Ok(turn) => turn,
             Err(error) => return posts.iter().map(|_| Err(error.clone())).collect(),
         };
-        let first = first_of_several(&posts);
-        let call = |(post, whole)| Call { whole, ..self.calls.publish(post) };
-        let calls: Vec<Call> = posts.iter().zip(first).map(call).collect();
-        let answers = self.scripts.publish.run(&turn, &calls).await;
-        posts.iter().zip(answers).map(|(post, answer)| self.read(post, answer?)).collect()
+        let cluster = self.calls.names.is_cluster();
+        let firsts = if cluster { first_of_several(&posts) } else { Vec::new() };
+        let jobs = divide(posts, cluster);
+        // With the text of the script, the first call cannot be refused for want of it while one
+        // behind it is not. On a cluster that goes for each channel.
+        let several = jobs.len() > 1;
+        let whole = |n: usize| firsts.get(n).copied().unwrap_or(!cluster && several && n == 0);
+        // All are handed over before any is waited for, so they go in their order.
+        let hand_over = |(n, posts): (usize, Vec<Post>)| {
+            (posts.len(), self.hand_over(posts, whole(n), turn.deadline()))
+        };
+        let waits: Vec<_> = jobs.into_iter().enumerate().map(hand_over).collect();
+        let mut answers = Vec::new();
+        for (count, wait) in waits {
+            match answer(wait, turn.deadline()).await {
+                Ok(own) => answers.extend(own),
+                Err(error) => answers.extend((0..count).map(|_| Err(error.clone()))),
+            }
+        }
+        answers
     }
 
-    /// Reads the script's answer.
-    fn read(&self, post: &Post, answer: Vec<String>) -> Result<Posted, BusError> {
-        let mut answer = answer.into_iter();
-        let mut next = || answer.next().unwrap_or_default();
-        match next().as_str() {
-            "new" => {
-                let (at, prev, online, until) = (next(), next(), next(), next());
-                let tag = Tag::of(&post.to);
-                let at = at.parse().ok();
-                if let (Some(at), Ok(prev)) = (at, prev.parse()) {
-                    let message = post.event.kept(&tag, at, prev, until.parse().ok());
-                    let channel = post.to.clone();
-                    self.recent.add(Entry { channel, at, prev, message: Some(message) });
-                }
-                let online = (!online.is_empty()).then(|| online == "1");
-                Ok(Posted::Done(Receipt::new(&tag, at, online)))
-            }
-            "again" => Ok(Posted::Done(Receipt::remembered(&next()))),
-            "conflict" => Ok(Posted::Conflict),
-            other => Err(BusError::Away(format!("a script answered {other:?}"))),
+    fn hand_over(
+        &self,
+        posts: Vec<Post>,
+        whole: bool,
+        deadline: Instant,
+    ) -> Result<oneshot::Receiver<Answers>, BusError> {
+        let (answers, wait) = oneshot::channel();
+        match self.jobs.try_send(Job { posts, whole, deadline, answers }) {
+            Ok(()) => Ok(wait),
+            Err(error) => Err(BusError::Away(error.to_string())),
         }
     }
 
@@ -104,9 +114,9 @@ impl RedisPublisher {
             return Err(BusError::Refused("a probe without a head".to_owned()));
         };
         let turn = self.commands.any_turn(1).await?;
-        let mut answers = self.scripts.publish.run::<Vec<String>>(&turn, &[call]).await;
-        match answers.pop() {
-            Some(Ok(answer)) if answer.first().is_some_and(|word| word == "new") => {
+        let answer = self.scripts.publish.run_one(&turn, false, || call.clone()).await;
+        match answer.and_then(|line| turn.heed(Said::read(&line))) {
+            Ok(Said::New { .. }) => {
                 // Not on a connection that is still being set up: what it has to put back would be
                 // forgotten after a long outage.
                 if self.commands.is_up() {
@@ -115,9 +125,19 @@ impl RedisPublisher {
                 }
                 Ok(())
             }
-            Some(Err(error)) => Err(self.explain(error)),
-            answer => Err(BusError::Away(format!("a probe was answered {answer:?}"))),
+            Err(error) => Err(self.explain(error)),
+            Ok(answer) => Err(BusError::Away(format!("a probe was answered {answer:?}"))),
         }
+    }
+}
+
+async fn answer(
+    wait: Result<oneshot::Receiver<Answers>, BusError>,
+    deadline: Instant,
+) -> Result<Answers, BusError> {
+    match timeout_at(deadline, wait?).await {
+        Ok(answers) => answers.map_err(|gone| BusError::Away(gone.to_string())),
+        Err(late) => Err(BusError::Away(late.to_string())),
     }
 }
 
@@ -177,7 +197,7 @@ mod tests {
     fn the_first_of_several_is_marked_and_no_other() {
         let post = |name: &str| Post {
             to: Channel::User(UserId::new(name).unwrap()),
-            event: Parts { head: String::new(), members: Bytes::new() },
+            event: Parts { head: Bytes::new(), members: Bytes::new() },
             keep: Keep::Kept,
             once: None,
             online: None,

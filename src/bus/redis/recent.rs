@@ -11,7 +11,10 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::event::{Channel, Position};
+use crate::{
+    bus::envelope::Parts,
+    event::{Channel, Position, Tag},
+};
 
 /// Redis loses about two seconds at most with `appendfsync everysec` (redis.io, persistence).
 const TIME: Duration = Duration::from_secs(5);
@@ -28,7 +31,29 @@ pub(super) struct Entry {
     pub(super) at: Position,
     pub(super) prev: Position,
     /// `None`: too many came after it.
-    pub(super) message: Option<Bytes>,
+    pub(super) event: Option<Event>,
+}
+
+/// What an event's message is put together from: only where Redis has lost it is that done again.
+#[derive(Clone, Debug)]
+pub(super) struct Event {
+    pub(super) parts: Parts,
+    /// When it is over, in milliseconds since 1970.
+    pub(super) until: Option<u64>,
+}
+
+impl Event {
+    fn len(&self) -> usize {
+        self.parts.head.len() + self.parts.members.len()
+    }
+}
+
+impl Entry {
+    /// The message as it was published.
+    pub(super) fn message(&self) -> Option<Bytes> {
+        let Event { parts, until } = self.event.as_ref()?;
+        Some(parts.kept(&Tag::of(&self.channel), self.at, self.prev, *until))
+    }
 }
 
 /// The events of the last seconds before the last acknowledgement, in its order.
@@ -58,7 +83,7 @@ impl Recent {
     /// Remembers an event, and forgets what is old enough to be safe.
     pub(super) fn add(&self, entry: Entry) {
         let mut state = self.state();
-        state.bytes += entry.message.as_ref().map_or(0, Bytes::len);
+        state.bytes += entry.event.as_ref().map_or(0, Event::len);
         state.entries.push_back((Instant::now(), entry));
         state.forget_old();
         state.shrink(BYTES, PLACES);
@@ -105,7 +130,7 @@ impl State {
     fn shrink(&mut self, bytes: usize, places: usize) {
         while self.bytes > bytes {
             let Some((_, entry)) = self.entries.get_mut(self.bare) else { break };
-            self.bytes -= entry.message.take().map_or(0, |message| message.len());
+            self.bytes -= entry.event.take().map_or(0, |event| event.len());
             self.bare += 1;
         }
         while self.entries.len() > places {
@@ -116,7 +141,7 @@ impl State {
 
     fn pop(&mut self) {
         if let Some((_, entry)) = self.entries.pop_front() {
-            self.bytes -= entry.message.map_or(0, |message| message.len());
+            self.bytes -= entry.event.map_or(0, |event| event.len());
             self.bare = self.bare.saturating_sub(1);
         }
     }
@@ -131,7 +156,10 @@ mod tests {
             channel: Channel::Broadcast,
             at: Position::new(n, 0),
             prev: Position::ZERO,
-            message: Some(Bytes::from_static(b"0123456789")),
+            event: Some(Event {
+                parts: Parts { head: Bytes::new(), members: Bytes::from_static(b"0123456789") },
+                until: None,
+            }),
         }
     }
 
@@ -165,7 +193,7 @@ mod tests {
             state.entries.push_back((Instant::now(), entry(n)));
             state.shrink(50, 8);
         }
-        let with: Vec<bool> = state.entries.iter().map(|(_, e)| e.message.is_some()).collect();
+        let with: Vec<bool> = state.entries.iter().map(|(_, e)| e.event.is_some()).collect();
         assert_eq!(with, [false, false, false, true, true, true, true, true]);
         assert_eq!((state.bytes, state.bare, state.forgotten), (50, 3, 2));
         tokio::time::advance(TIME * 2).await;

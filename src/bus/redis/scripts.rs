@@ -38,10 +38,10 @@ pub(crate) struct Script {
 }
 
 /// One run of a script.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Call {
     /// All of one slot.
-    pub(crate) keys: Vec<String>,
+    pub(crate) keys: Vec<Value>,
     pub(crate) arguments: Vec<Value>,
     /// Goes with the text, whatever the server knows.
     pub(crate) whole: bool,
@@ -94,6 +94,19 @@ impl Script {
         answers
     }
 
+    /// Runs one that is made anew where the server does not know the script.
+    pub(super) async fn run_one<T: FromValue>(
+        &self,
+        turn: &Turn<'_>,
+        whole: bool,
+        make: impl Fn() -> Call,
+    ) -> Result<T, BusError> {
+        match self.once(turn, make(), whole).await {
+            Err(error) if is_unknown(&error) => self.once(turn, make(), true).await,
+            answer => answer,
+        }
+    }
+
     fn once<'a, T: FromValue + 'a>(
         &'a self,
         turn: &'a Turn<'_>,
@@ -118,6 +131,7 @@ pub(crate) async fn eval<T: FromValue>(
     keys: Vec<String>,
     arguments: Vec<Value>,
 ) -> Result<T, Error> {
+    let keys = keys.into_iter().map(Value::from).collect();
     evaluate(&client, "EVAL", script.into(), keys, arguments).await
 }
 
@@ -127,13 +141,15 @@ async fn evaluate<T: FromValue>(
     client: &WithOptions<Client>,
     command: &'static str,
     script: Value,
-    keys: Vec<String>,
+    keys: Vec<Value>,
     arguments: Vec<Value>,
 ) -> Result<T, Error> {
-    let slot = keys.first().map(|key| redis_keyslot(key.as_bytes()));
+    let first = keys.first().and_then(Value::as_bytes_str);
+    let slot = first.map(|key| redis_keyslot(key.as_bytes()));
     let command = CustomCommand::new_static(command, slot, false);
-    let mut words = vec![script, keys.len().try_into()?];
-    words.extend(keys.into_iter().map(Value::from));
+    let mut words = Vec::with_capacity(2 + keys.len() + arguments.len());
+    words.extend([script, keys.len().try_into()?]);
+    words.extend(keys);
     words.extend(arguments);
     client.custom(command, words).await
 }

@@ -10,13 +10,14 @@ use std::{
     time::Duration,
 };
 
-use fred::interfaces::ClientLike;
+use fred::{interfaces::ClientLike, types::Value};
 
 use super::{
     calls::Calls,
     commands::Turn,
     pulse::Pulse,
     recent::{Entry, Recent, Snapshot},
+    said::Said,
     scripts::{Call, Scripts},
 };
 use crate::{
@@ -257,12 +258,14 @@ impl Setup {
     async fn tell(&self, turn: &Turn<'_>, channels: HashSet<Channel>) -> Result<(), BusError> {
         let post = |to: Channel| {
             let event = envelope::loss(&Tag::of(&to));
-            self.calls.publish(&Post { to, event, keep: Keep::Kept, once: None, online: None })
+            let post = Post { to, event, keep: Keep::Kept, once: None, online: None };
+            self.calls.publish(&[&post])
         };
         let calls: Vec<Call> = channels.into_iter().map(post).collect();
         for some in calls.chunks(AT_ONCE) {
-            for answer in self.scripts.publish.run::<Vec<String>>(&turn.renewed(), some).await {
-                answer?;
+            let turn = turn.renewed();
+            for answer in self.scripts.publish.run::<Value>(&turn, some).await {
+                turn.heed(Said::read(&answer?))?;
             }
         }
         Ok(())

@@ -41,7 +41,8 @@ type Attributes = BTreeMap<String, Value>;
 
 /// Whether a request is an event in binary mode.
 pub(in crate::http) fn is_binary(headers: &HeaderMap) -> bool {
-    REQUIRED.iter().any(|name| headers.contains_key(format!("{PREFIX}{name}")))
+    let mut names = headers.keys().filter_map(|name| name.as_str().strip_prefix(PREFIX));
+    names.any(|name| REQUIRED.contains(&name))
 }
 
 /// Checks an event in structured mode.
@@ -160,7 +161,7 @@ fn document(
     for (name, value) in members.0 {
         // A null is an attribute that is not set.
         if legal_name(faults, prefix, &name) && value.get() != "null" {
-            attributes.insert(name, json_value(value.get()));
+            attributes.insert(name.into_owned(), json_value(value.get()));
         }
     }
     event(faults, prefix, attributes, data, limits)

@@ -1,6 +1,10 @@
 //! JSON read member by member, so that every fault has its place.
 
-use std::collections::BTreeMap;
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
+};
 
 use serde::{Deserialize, de};
 use serde_json::value::RawValue;
@@ -11,7 +15,32 @@ use crate::http::problem::{Kind, Member, Problem};
 const FAULTS: usize = 100;
 
 /// The members of an object in the order of their names, values unparsed; twice is an error.
-pub(in crate::http) struct Members<'a>(pub(in crate::http) BTreeMap<String, &'a RawValue>);
+pub(in crate::http) struct Members<'a>(pub(in crate::http) BTreeMap<Cow<'a, str>, &'a RawValue>);
+
+/// A member's name, a view of the text where that has no escapes.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: de::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Name<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(name)))
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Owned(name.to_owned())))
+            }
+        }
+        from.deserialize_str(Visitor)
+    }
+}
 
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: de::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
@@ -19,7 +48,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
         impl<'de> de::Visitor<'de> for Visitor {
             type Value = Members<'de>;
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
@@ -28,9 +57,15 @@ impl<'de> Deserialize<'de> for Members<'de> {
                 mut map: A,
             ) -> Result<Members<'de>, A::Error> {
                 let mut members = BTreeMap::new();
-                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-                    if let Some(_twice) = members.insert(name.clone(), value) {
-                        return Err(de::Error::custom(format_args!("`{name}` stands there twice")));
+                while let Some((Name(name), value)) = map.next_entry::<Name<'_>, &RawValue>()? {
+                    match members.entry(name) {
+                        Entry::Vacant(place) => {
+                            place.insert(value);
+                        }
+                        Entry::Occupied(first) => {
+                            let twice = format_args!("`{}` stands there twice", first.key());
+                            return Err(de::Error::custom(twice));
+                        }
                     }
                 }
                 Ok(Members(members))
@@ -141,7 +176,7 @@ pub(super) fn few(value: &RawValue, most: usize) -> Result<Vec<&RawValue>, Few> 
     impl<'de> de::Visitor<'de> for Visitor {
         type Value = Result<Vec<&'de RawValue>, Few>;
 
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a list")
         }
 
