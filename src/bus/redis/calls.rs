@@ -183,9 +183,9 @@ impl Calls {
         for channel in channels {
             let Keys { stream, last, epoch } = self.names.keys(channel);
             if keys.is_empty() {
-                keys.push(epoch);
+                keys.push(epoch.into());
             }
-            keys.extend([stream, last]);
+            keys.extend([stream.into(), last.into()]);
         }
         let arguments = vec![millis(self.bounds.meta_ttl).into()];
         (!keys.is_empty()).then_some(Call { keys, arguments, whole: false })

@@ -53,7 +53,8 @@ impl Names {
         }
     }
 
-    /// Whether keys of different users may lie on different servers.
+    /// Whether keys of different users may lie on different servers, so that a call may name keys of
+    /// one slot only.
     pub(crate) fn is_cluster(&self) -> bool {
         self.slots.is_some()
     }
@@ -91,11 +92,6 @@ impl Names {
         let last = self.beside(&stream, "last", channel);
         let epoch = self.epoch(&stream);
         Keys { stream, last, epoch }
-    }
-
-    /// Whether a call may name keys of one slot only.
-    pub(super) fn is_cluster(&self) -> bool {
-        self.slots.is_some()
     }
 
     /// The stream of a channel, which is called like the channel.

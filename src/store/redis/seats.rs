@@ -110,11 +110,11 @@ impl Clerk {
         for step in steps {
             match step {
                 Step::Take(wish) => {
-                    keys.push(self.names.seats(&wish.user));
+                    keys.push(self.names.seats(&wish.user).into());
                     arguments.push(self.wish(wish, &mut keys).into());
                 }
                 Step::Enter((user, held)) => {
-                    keys.push(self.names.seats(user));
+                    keys.push(self.names.seats(user).into());
                     arguments.push(words("enter".to_owned(), held).into());
                 }
             }
@@ -122,7 +122,7 @@ impl Clerk {
         (Call { keys, arguments, whole: false }, count)
     }
 
-    fn wish(&self, wish: &Wish, keys: &mut Vec<String>) -> String {
+    fn wish(&self, wish: &Wish, keys: &mut Vec<Value>) -> String {
         let Wish { user, id, session, issued, held, .. } = wish;
         let look = match session {
             _ if self.names.is_cluster() => 0,
@@ -130,8 +130,10 @@ impl Clerk {
             Some(_) => 2,
         };
         if look > 0 {
-            keys.push(revocations::of_user(&self.names, user));
-            keys.extend(session.map(|session| revocations::of_session(&self.names, session)));
+            keys.push(revocations::of_user(&self.names, user).into());
+            keys.extend(
+                session.map(|session| revocations::of_session(&self.names, session).into()),
+            );
         }
         let issued = issued.map_or(0, since_1970);
         let settle = if held.is_some() { "settle" } else { "keep" };
