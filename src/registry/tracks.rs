@@ -31,6 +31,8 @@ const RING_BYTES: usize = 64 * 1024 * 1024;
 /// word, it would make repeats of all that come before its time. (The broker's clock may be ahead;
 /// then everything goes this way.)
 const AHEAD: u64 = 30_000;
+/// Places of one channel that are looked up at once because they may be made up.
+const DOUBTS: usize = 64;
 
 /// What an event means to its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,15 @@ pub enum Source {
     History,
 }
 
+/// Where an event says that it stands: its id, and the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its id.
+    pub at: Position,
+    /// The one before it. Whoever makes an id up may hit one that is given out later, but hardly both.
+    pub prev: Position,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Tracks {
@@ -62,6 +73,8 @@ pub struct Tracks {
     bounds: Bounds,
     /// Channels whose chain broke since they were taken last.
     broken: Mutex<Vec<Channel>>,
+    /// Places that may be made up, since they were taken last.
+    doubted: Mutex<Vec<(Channel, Place)>>,
     /// When the broker's data began, as far as it is known here (milliseconds since 1970).
     epoch: AtomicU64,
     /// Rung when one is added.
@@ -75,6 +88,13 @@ type Part = HashMap<Channel, Track, ahash::RandomState>;
 struct Track {
     holders: u32,
     state: State,
+    /// Up to here the history has borne out what was handed out: what comes again is a repeat.
+    proven: Position,
+    /// What the event that was handed out last named as the one before it.
+    prev: Position,
+    /// Places beyond it that are being looked up. One that somebody made up, a little ahead of the
+    /// clock, makes repeats of events that were never handed out.
+    doubts: Vec<Place>,
     /// What replays read, where many ask for the same: broadcast and groups. Apart, since nearly all
     /// channels are users' and have none.
     ring: Option<Box<Ring>>,
@@ -135,6 +155,7 @@ impl Tracks {
             hasher: ahash::RandomState::new(),
             bounds,
             broken: Mutex::default(),
+            doubted: Mutex::default(),
             epoch: AtomicU64::new(0),
             breaks: Notify::new(),
             rings: AtomicUsize::new(0),
@@ -155,6 +176,9 @@ impl Tracks {
         let track = part.entry(channel.clone()).or_insert(Track {
             holders: 0,
             state: State::Starting(Position::ZERO),
+            proven: Position::ZERO,
+            prev: Position::ZERO,
+            doubts: Vec::new(),
             ring: None,
         });
         track.holders += 1;
@@ -206,6 +230,7 @@ impl Tracks {
             && at < to
         {
             track.state = State::Standing(to);
+            track.proven = to;
             self.drop_ring(track);
         }
     }
@@ -230,7 +255,16 @@ impl Tracks {
                 track.state = State::Starting(seen.max(kept.at));
                 Step::Broken
             }
-            State::Standing(at) | State::Broken { at, .. } if kept.at <= at => Step::Repeat,
+            State::Standing(at) | State::Broken { at, .. } if kept.at <= at => {
+                let here = Place { at, prev: track.prev };
+                let same = kept.at == at && kept.prev == here.prev;
+                let handed_out = same || kept.at <= track.proven;
+                if from == Source::Live && !handed_out && track.doubt(here) {
+                    drop(part);
+                    self.tell_doubt(channel, here);
+                }
+                Step::Repeat
+            }
             State::Standing(at) | State::Broken { at, .. }
                 if kept.prev <= at && (from == Source::History || !is_ahead(kept.at)) =>
             {
@@ -245,6 +279,16 @@ impl Tracks {
                     ring.push(kept.clone(), &self.bounds, kept.at.ms);
                     self.rings.fetch_add(ring.bytes(), Ordering::Relaxed);
                     self.rings.fetch_sub(before, Ordering::Relaxed);
+                }
+                let before = Place { at, prev: std::mem::replace(&mut track.prev, kept.prev) };
+                if from == Source::History {
+                    if kept.prev <= track.proven || kept.prev == at {
+                        track.proven = kept.at;
+                    } else if track.doubt(before) {
+                        // It is not the one before this.
+                        drop(part);
+                        self.tell_doubt(channel, before);
+                    }
                 }
                 Step::Next
             }
@@ -267,8 +311,29 @@ impl Tracks {
         let mut part = self.part(channel);
         if let Some(track) = part.get_mut(channel) {
             track.state = State::Standing(to);
+            track.proven = to;
             self.drop_ring(track);
         }
+    }
+
+    /// The history has this place, and everything up to it was handed out.
+    pub fn prove(&self, channel: &Channel, place: Position) {
+        if let Some(track) = self.part(channel).get_mut(channel) {
+            track.proven = track.proven.max(place);
+        }
+    }
+
+    /// A place that was doubted has been looked up.
+    pub fn settle(&self, channel: &Channel, place: Place) {
+        if let Some(track) = self.part(channel).get_mut(channel) {
+            track.doubts.retain(|doubt| *doubt != place);
+        }
+    }
+
+    /// The places that may be made up, since this was asked last.
+    #[must_use]
+    pub fn take_doubts(&self) -> Vec<(Channel, Place)> {
+        std::mem::take(&mut *self.doubted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The channels whose chain broke since this was asked last.
@@ -277,7 +342,7 @@ impl Tracks {
         std::mem::take(&mut *self.broken.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until a chain has broken.
+    /// Waits until a chain has broken, or a place is doubted.
     pub async fn breaks(&self) {
         self.breaks.notified().await;
     }
@@ -342,10 +407,23 @@ impl Tracks {
         self.breaks.notify_one();
     }
 
+    fn tell_doubt(&self, channel: &Channel, place: Place) {
+        let mut doubted = self.doubted.lock().unwrap_or_else(PoisonError::into_inner);
+        doubted.push((channel.clone(), place));
+        self.breaks.notify_one();
+    }
+
     fn drop_ring(&self, track: &mut Track) {
         if let Some(ring) = track.ring.take() {
             self.rings.fetch_sub(ring.stream.bytes(), Ordering::Relaxed);
         }
+    }
+
+    /// Nobody can look at the channel meanwhile.
+    #[cfg(test)]
+    pub(super) fn locked<T>(&self, channel: &Channel, f: impl FnOnce() -> T) -> T {
+        let _part = self.part(channel);
+        f()
     }
 
     fn part(&self, channel: &Channel) -> MutexGuard<'_, Part> {
@@ -361,6 +439,15 @@ fn is_ahead(at: Position) -> bool {
 }
 
 impl Track {
+    /// Whether this place is to be looked up, and is not yet.
+    fn doubt(&mut self, place: Place) -> bool {
+        let new = self.doubts.len() < DOUBTS && !self.doubts.contains(&place);
+        if new {
+            self.doubts.push(place);
+        }
+        new
+    }
+
     fn at(&self) -> Option<Position> {
         match self.state {
             State::Starting(_) => None,
@@ -394,6 +481,7 @@ impl Hold {
         let mut part = self.tracks.part(&self.channel);
         let Some(track) = part.get_mut(&self.channel) else { return };
         let State::Starting(seen) = track.state else { return };
+        track.proven = at;
         if seen > at {
             track.state = State::Broken { at, seen };
             drop(part);
