@@ -1,5 +1,7 @@
 //! [`History`] on Redis.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
@@ -16,14 +18,33 @@ use crate::{
     history::Reading,
 };
 
-/// Drops what is kept. The last id stays, also where it only stood in the stream.
-const ERASE: &str = "local last = redis.call('GET', KEYS[2])
+/// Drops what is kept. The last id stays, also where it only stood in the stream; not that of an entry
+/// that others put there.
+const ERASE: &str = r#"local last = redis.call('GET', KEYS[2])
 if not last then
   local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-  if top then redis.call('SET', KEYS[2], top[1] .. ' 0 0', 'PX', ARGV[1]) end
+  for i = 1, top and #top[2] or 0, 2 do
+    local own = string.find(top[2][i + 1], '~' .. top[1] .. '","prev":"', 1, true)
+    if top[2][i] == 'm' and own then
+      redis.call('SET', KEYS[2], top[1] .. ' 0 0', 'PX', ARGV[1])
+    end
+  end
 end
 redis.call('DEL', KEYS[1])
-return 1";
+return 1"#;
+
+/// Another program has put a key of another kind where a channel's history belongs. That is the end
+/// of this history, and of no other.
+fn is_another_kind(reason: &str) -> bool {
+    reason.contains("WRONGTYPE")
+}
+
+/// A reading that proves nothing.
+fn nothing() -> Reading {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    Reading { silent_since: u64::MAX, now, ..Reading::default() }
+}
 
 impl RedisPublisher {
     fn answer(&self, ask: &Ask, answer: Vec<Bytes>) -> Result<Reading, BusError> {
@@ -42,11 +63,14 @@ impl RedisPublisher {
             none if none.is_empty() => None,
             id => Some(id.parse().map_err(|_| unreadable())?),
         };
-        // What others put there is no event; the ids around it show what is missing.
-        let kept: Vec<_> = answer
-            .take(ask.most)
-            .filter_map(|message| envelope::kept(&ask.channel, &message))
-            .collect();
+        // What others put there is no event, and a copy under another id is none either; the ids
+        // around it show what is missing.
+        let mut kept = Vec::new();
+        for _ in 0..ask.most {
+            let (Some(id), Some(message)) = (answer.next(), answer.next()) else { break };
+            let event = envelope::kept(&ask.channel, &message);
+            kept.extend(event.filter(|event| event.at.to_string().as_bytes() == &id[..]));
+        }
         let more = usize::try_from(read).unwrap_or(usize::MAX) > ask.most && !kept.is_empty();
         let silent_since = self.silent_since(epoch, now);
         Ok(Reading { kept, more, last, epoch, silent_since, now })
@@ -100,10 +124,14 @@ impl History for RedisPublisher {
             let turn = self.commands.turn(asks.len()).await?;
             let calls: Vec<Call> = asks.iter().map(|ask| self.calls.read(ask)).collect();
             let answers = self.scripts.read.run::<Vec<Bytes>>(&turn, &calls).await;
-            let read = |(ask, answer): (_, Result<_, _>)| {
-                self.answer(ask, answer.map_err(|error| self.explain(error))?)
-            };
-            asks.iter().zip(answers).map(read).collect()
+            let answers = asks.iter().zip(answers).map(|(ask, answer)| match answer {
+                Err(BusError::Refused(reason)) if is_another_kind(&reason) => {
+                    self.server.complain(&reason);
+                    Ok(nothing())
+                }
+                answer => self.answer(ask, answer.map_err(|error| self.explain(error))?),
+            });
+            answers.collect()
         }
         .boxed()
     }

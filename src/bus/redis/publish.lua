@@ -69,7 +69,8 @@ local function look()
   if held then last, sum, base, void = string.match(held, '^(%d+%-%d+) (%d+) (%d+) ?(%S*)$') end
   if not last then
     local top = call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-    if top then
+    -- What others put there may bear any id.
+    if top and string.find(field(top, 'm') or '', '~' .. top[1] .. '","prev":"', 1, true) then
       last, sum = top[1], field(top, 'c')
     else
       epoch = call('GET', KEYS[5])
@@ -157,19 +158,45 @@ local function transient()
   answer = {'new', '', '', online, ''}
 end
 
+-- Whether a stream refuses an id because somebody else's entry stands above it.
+local function is_taken(reply)
+  if type(reply) ~= 'table' or not reply.err then return false end
+  return string.find(reply.err, 'equal or smaller', 1, true)
+    or string.find(reply.err, 'exhausted the last possible ID', 1, true)
+    or string.find(reply.err, 'Invalid stream ID', 1, true)
+end
+
 local function kept()
   look()
-  local prev, place, till = last or '0-0', next_id(), ''
-  local head = ARGV[2]
+  local head, till = ARGV[2], ''
   if ARGV[6] ~= '' then
     till = string.format('%.0f', now + ARGV[6])
     head = head .. ',"until":' .. till
   end
-  local message = table.concat({
-    head, '},"id":"', ARGV[4], '~', place, '","prev":"', ARGV[4], '~', prev, '",', ARGV[3]
-  })
-  local total = string.format('%.0f', sum + #message)
-  call('XADD', KEYS[1], 'MAXLEN', '~', events, place, 'c', total, 'm', message)
+  local prev, place, message, total
+  local function add(run)
+    prev, place = last or '0-0', next_id()
+    message = table.concat({
+      head, '},"id":"', ARGV[4], '~', place, '","prev":"', ARGV[4], '~', prev, '",', ARGV[3]
+    })
+    total = string.format('%.0f', sum + #message)
+    return run('XADD', KEYS[1], 'MAXLEN', '~', events, place, 'c', total, 'm', message)
+  end
+  local added = add(redis.pcall)
+  if is_taken(added) then
+    -- The history goes with that entry, or nothing would ever be kept here again. Who is behind is
+    -- told: what follows their place is not there.
+    call('DEL', KEYS[1])
+    if held then
+      base = sum
+    else
+      last, sum = nil, nil
+      look()
+    end
+    add(call)
+  elseif type(added) == 'table' and added.err then
+    error(added)
+  end
   id, written = place, true
   if not last and not epoch then
     call('SET', KEYS[5], string.format('%.0f', now - 1), 'PX', meta, 'NX')
