@@ -59,6 +59,7 @@ mod slow;
 mod sse;
 mod sse_smoke;
 mod stalled;
+mod stranger;
 mod tickets;
 mod tls;
 mod unwilling;
