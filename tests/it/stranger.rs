@@ -90,10 +90,12 @@ async fn one_channel_that_cannot_be_read_harms_no_other() {
     let (far, near) = tokio::join!(far.spawn(), quick(Builder::production(), &redis).spawn());
     let mut alice = Tab::open(&dial(&far, "alice")).await;
     let mut mallory = dial(&far, "mallory").open().await;
+    let _trudy = dial(&far, "trudy").open().await;
     proxy.refuse().await;
     proxy.cut();
     redis.cli(&["DEL", "ws:user:mallory"]);
     redis.cli(&["SET", "ws:user:mallory", "not a stream"]);
+    redis.cli(&["SET", "ws:last:user:trudy", &format!("{}-0 1 1", "9".repeat(30))]);
     put(&near, &for_user("alice", "missed")).await;
     proxy.allow().await;
     assert_eq!(alice.next().await["data"]["mk"], "missed");

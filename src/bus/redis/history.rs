@@ -59,10 +59,8 @@ impl RedisPublisher {
         let now = number(now).ok_or_else(unreadable)?;
         let epoch = number(epoch).ok_or_else(unreadable)?;
         let read = number(read).ok_or_else(unreadable)?;
-        let last = match last.ok_or_else(unreadable)? {
-            none if none.is_empty() => None,
-            id => Some(id.parse().map_err(|_| unreadable())?),
-        };
+        // One channel whose last id is beyond all numbers is unknown, and no others with it.
+        let last = last.ok_or_else(unreadable)?.parse().ok();
         // What others put there is no event, and a copy under another id is none either; the ids
         // around it show what is missing.
         let mut kept = Vec::new();
