@@ -92,6 +92,8 @@ struct Track {
     proven: Position,
     /// What the event that was handed out last named as the one before it.
     prev: Position,
+    /// One that was handed out, and that the history does not have where it should be.
+    suspect: Option<Place>,
     /// Places beyond it that are being looked up. One that somebody made up, a little ahead of the
     /// clock, makes repeats of events that were never handed out.
     doubts: Vec<Place>,
@@ -178,6 +180,7 @@ impl Tracks {
             state: State::Starting(Position::ZERO),
             proven: Position::ZERO,
             prev: Position::ZERO,
+            suspect: None,
             doubts: Vec::new(),
             ring: None,
         });
@@ -230,7 +233,7 @@ impl Tracks {
             && at < to
         {
             track.state = State::Standing(to);
-            track.proven = to;
+            track.rest(to);
             self.drop_ring(track);
         }
     }
@@ -259,9 +262,12 @@ impl Tracks {
                 let here = Place { at, prev: track.prev };
                 let same = kept.at == at && kept.prev == here.prev;
                 let handed_out = same || kept.at <= track.proven;
-                if from == Source::Live && !handed_out && track.doubt(here) {
+                if from == Source::Live && !handed_out {
+                    let suspects = [Some(here), track.suspect.take()];
+                    let new = suspects.into_iter().flatten().filter(|place| track.doubt(*place));
+                    let new: Vec<Place> = new.collect();
                     drop(part);
-                    self.tell_doubt(channel, here);
+                    self.tell_doubts(channel, new);
                 }
                 Step::Repeat
             }
@@ -281,13 +287,14 @@ impl Tracks {
                     self.rings.fetch_sub(before, Ordering::Relaxed);
                 }
                 let before = Place { at, prev: std::mem::replace(&mut track.prev, kept.prev) };
-                if from == Source::History {
+                if kept.loss {
+                    // It is said; there is nothing to look up before it.
+                    track.rest(kept.at);
+                } else if from == Source::History {
                     if kept.prev <= track.proven || kept.prev == at {
                         track.proven = kept.at;
-                    } else if track.doubt(before) {
-                        // It is not the one before this.
-                        drop(part);
-                        self.tell_doubt(channel, before);
+                    } else {
+                        track.suspect = Some(before);
                     }
                 }
                 Step::Next
@@ -311,16 +318,24 @@ impl Tracks {
         let mut part = self.part(channel);
         if let Some(track) = part.get_mut(channel) {
             track.state = State::Standing(to);
-            track.proven = to;
+            track.rest(to);
             self.drop_ring(track);
         }
     }
 
     /// The history has this place, and everything up to it was handed out.
     pub fn prove(&self, channel: &Channel, place: Position) {
-        if let Some(track) = self.part(channel).get_mut(channel) {
+        if let Some(track) = self.part(channel).get_mut(channel)
+            && track.suspect.is_none()
+        {
             track.proven = track.proven.max(place);
         }
+    }
+
+    /// Whether this place is still to be looked up.
+    #[must_use]
+    pub fn is_doubted(&self, channel: &Channel, place: Place) -> bool {
+        self.part(channel).get(channel).is_some_and(|track| track.doubts.contains(&place))
     }
 
     /// A place that was doubted has been looked up.
@@ -407,10 +422,12 @@ impl Tracks {
         self.breaks.notify_one();
     }
 
-    fn tell_doubt(&self, channel: &Channel, place: Place) {
-        let mut doubted = self.doubted.lock().unwrap_or_else(PoisonError::into_inner);
-        doubted.push((channel.clone(), place));
-        self.breaks.notify_one();
+    fn tell_doubts(&self, channel: &Channel, places: Vec<Place>) {
+        if !places.is_empty() {
+            let mut doubted = self.doubted.lock().unwrap_or_else(PoisonError::into_inner);
+            doubted.extend(places.into_iter().map(|place| (channel.clone(), place)));
+            self.breaks.notify_one();
+        }
     }
 
     fn drop_ring(&self, track: &mut Track) {
@@ -439,6 +456,13 @@ fn is_ahead(at: Position) -> bool {
 }
 
 impl Track {
+    /// What was before this place is of no matter any more.
+    fn rest(&mut self, at: Position) {
+        self.proven = at;
+        self.suspect = None;
+        self.doubts.retain(|doubt| doubt.at > at);
+    }
+
     /// Whether this place is to be looked up, and is not yet.
     fn doubt(&mut self, place: Place) -> bool {
         let new = self.doubts.len() < DOUBTS && !self.doubts.contains(&place);

@@ -271,6 +271,9 @@ impl Repair {
     /// it, that event was a repeat. If not, somebody made it up, or the broker has lost it: either
     /// way events have gone by that nobody got.
     fn look_up(&mut self, due: Due, place: Place, at: Position, reading: &Reading) {
+        if !self.tracks.is_doubted(&due.channel, place) {
+            return;
+        }
         let real = match reading.kept.first() {
             Some(first) if first.at == place.at => first.prev == place.prev,
             // It is kept no more.

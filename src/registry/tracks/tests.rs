@@ -194,8 +194,16 @@ fn a_repeat_of_what_was_never_handed_out_is_looked_up() {
     tracks.prove(&ALL, at(12));
     assert_eq!(live(10, 11), Step::Repeat);
     assert!(tracks.take_doubts().is_empty());
-    // The history shows that 20 was none before 30.
+    // The history shows that 20 was none before 30. Nothing need have been passed over.
+    let made_up = Place { at: at(20), prev: at(12) };
     assert_eq!(live(12, 20), Step::Next);
     assert_eq!(tracks.advance(&ALL, &event(15, 30), Source::History), Step::Next);
-    assert_eq!(tracks.take_doubts(), [(ALL, Place { at: at(20), prev: at(12) })]);
+    tracks.prove(&ALL, at(30));
+    assert!(tracks.take_doubts().is_empty());
+    assert_eq!((live(15, 30), live(12, 15)), (Step::Repeat, Step::Repeat));
+    assert!(tracks.take_doubts().contains(&(ALL, made_up)), "15 was passed over");
+    // The word of a loss covers it.
+    let word = Kept { loss: true, ..event(30, 40) };
+    assert_eq!(tracks.advance(&ALL, &word, Source::History), Step::Next);
+    assert!(!tracks.is_doubted(&ALL, made_up));
 }
