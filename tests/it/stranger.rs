@@ -159,3 +159,21 @@ async fn an_entry_in_the_future_stops_no_channel() {
         ws.event("after 2").await;
     }
 }
+
+/// A replica that keeps nothing beside one that does: it has no history that could bear a place out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nothing_is_kept_a_place_that_is_made_up_silences_nobody() {
+    let redis = RedisServer::start().await;
+    let keeps_none = quick(Builder::production(), &redis).set("history.events", "0");
+    let (none, keeps) =
+        tokio::join!(keeps_none.spawn(), quick(Builder::production(), &redis).spawn());
+    let mut client = redis.client().await;
+    let mut ws = dial(&none, "alice").open().await;
+    put(&keeps, &for_user("alice", "before")).await;
+    ws.event("before").await;
+    client.publish("ws:user:alice", forged("u", now() + 20_000)).await;
+    for mk in ["one", "two"] {
+        put(&keeps, &for_user("alice", mk)).await;
+        ws.event(mk).await;
+    }
+}
