@@ -177,3 +177,38 @@ async fn where_nothing_is_kept_a_place_that_is_made_up_silences_nobody() {
         ws.event(mk).await;
     }
 }
+
+/// The channel on which everyone is, and at which every replica looks again and again. As nothing can
+/// be kept on it, nothing is missed on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broadcast_channel_that_cannot_be_read_makes_nobody_reload() {
+    let redis = RedisServer::start().await;
+    let replica = quick(Builder::production(), &redis).spawn().await;
+    let mut ws = dial(&replica, "alice").open().await;
+    redis.cli(&["SET", "ws:broadcast", "not a stream"]);
+    stays_calm(&replica, &mut ws).await;
+    assert!(replica.log().contains("belongs to another program"), "{}", replica.log());
+    assert_eq!(replica.get("/readyz").await.status, 200);
+}
+
+/// Nor does a Redis that may forget that channel's last id.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broadcast_channel_of_which_nothing_can_be_known_makes_nobody_reload() {
+    let redis = RedisServer::with(&["--maxmemory-policy", "allkeys-lru"]).await;
+    let replica = quick(Builder::production(), &redis).spawn().await;
+    let mut ws = dial(&replica, "alice").open().await;
+    stays_calm(&replica, &mut ws).await;
+}
+
+/// Nobody is told of a loss, for longer than it takes to doubt a channel.
+async fn stays_calm(replica: &Replica, ws: &mut Ws) {
+    let end = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < end {
+        sleep(Duration::from_millis(100)).await;
+        let seen = texts(ws);
+        assert!(!seen.iter().any(|text| text.contains("belfry.resync")), "{seen:?}");
+    }
+    assert!(!replica.log().contains("told to reload"), "{}", replica.log());
+    put(replica, &for_user("alice", "after")).await;
+    ws.event("after").await;
+}

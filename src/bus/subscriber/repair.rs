@@ -233,6 +233,11 @@ impl Repair {
         if due.reason.is_none() && after.ms < reading.epoch {
             return self.tracks.renew(&due.channel, reading.position(&due.channel));
         }
+        // Nothing should be missing, and this does not say otherwise. It would be doubted, and
+        // everyone told to reload, at every look.
+        if due.reason.is_none() && reading.is_blind() {
+            return;
+        }
         let proof = reading.proof(&due.channel, Claim::Own(after));
         let follow = match proof {
             Proof::Whole => reading.kept.len(),
