@@ -212,3 +212,21 @@ async fn stays_calm(replica: &Replica, ws: &mut Ws) {
     put(replica, &for_user("alice", "after")).await;
     ws.event("after").await;
 }
+
+/// A last id that is none hides whether something was missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_id_that_is_none_proves_nothing() {
+    let redis = RedisServer::start().await;
+    let replica = quick(Builder::production(), &redis).spawn().await;
+    for (n, last) in ["hello", &format!("{}-0 1 1", "9".repeat(30))].into_iter().enumerate() {
+        let user = format!("user-{n}");
+        let quiet = Tab::open(&dial(&replica, &user)).await.leave();
+        Tab::resume(&dial(&replica, &user), &quiet).await.is_whole();
+        put(&replica, &for_user(&user, "missed")).await;
+        redis.cli(&["DEL", &format!("ws:user:{user}")]);
+        redis.cli(&["SET", &format!("ws:last:user:{user}"), last]);
+        for road in [dial(&replica, &user), dial(&replica, &user).sse()] {
+            Tab::resume(&road, &quiet).await.has_lost(&["u"]);
+        }
+    }
+}

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     bus::{Ask, BusError, History, envelope},
-    event::{Channel, UserId},
+    event::{Channel, Position, UserId},
     history::Reading,
 };
 
@@ -59,8 +59,11 @@ impl RedisPublisher {
         let now = number(now).ok_or_else(unreadable)?;
         let epoch = number(epoch).ok_or_else(unreadable)?;
         let read = number(read).ok_or_else(unreadable)?;
-        // One channel whose last id is beyond all numbers is unknown, and no others with it.
-        let last = last.ok_or_else(unreadable)?.parse().ok();
+        // One channel whose last id is none, or beyond all numbers, is unknown, and no other with it.
+        let last: Result<Option<Position>, _> = match last.ok_or_else(unreadable)? {
+            none if none.is_empty() => Ok(None),
+            id => id.parse().map(Some),
+        };
         // What others put there is no event, and a copy under another id is none either; the ids
         // around it show what is missing.
         let mut kept = Vec::new();
@@ -70,8 +73,9 @@ impl RedisPublisher {
             kept.extend(event.filter(|event| event.at.to_string().as_bytes() == &id[..]));
         }
         let more = usize::try_from(read).unwrap_or(usize::MAX) > ask.most && !kept.is_empty();
-        let silent_since = self.silent_since(epoch, now);
-        Ok(Reading { kept, more, last, epoch, silent_since, now })
+        let silent_since =
+            if last.is_err() { u64::MAX } else { self.silent_since(epoch, now) };
+        Ok(Reading { kept, more, last: last.ok().flatten(), epoch, silent_since, now })
     }
 
     /// Since when a channel without a last id was silent.

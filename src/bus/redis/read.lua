@@ -4,8 +4,9 @@
 -- after which to read, or '' for nothing, 2 how many events at most, 3 milliseconds that the epoch
 -- is remembered.
 --
--- Answers the clock, the last id or '', the epoch, how many entries were read, and of each its id and
--- its message, '' where it has none.
+-- Answers the clock, the last id, the epoch, how many entries were read, and of each its id and its
+-- message, '' where it has none. The last id is '' where there is none, and '?' where what is held
+-- is no id.
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -26,13 +27,13 @@ local function message(entry)
   return ''
 end
 
-local last = redis.call('GET', KEYS[2])
-last = last and string.match(last, '^(%d+%-%d+) %d+ %d+')
+local held = redis.call('GET', KEYS[2])
+local last = held and string.match(held, '^(%d+%-%d+) %d+ %d+')
 if not last then
   local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
   -- What others put there may bear any id.
   local own = top and string.find(message(top), '~' .. top[1] .. '","prev":"', 1, true)
-  last = own and top[1] or ''
+  last = own and top[1] or held and '?' or ''
 end
 
 local entries = {}
