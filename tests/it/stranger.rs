@@ -2,7 +2,7 @@
 //! own, or write into its streams. They can say things of their own, and they can spoil their own
 //! channel; nobody is silenced without a word, and nobody else is harmed.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::support::{
@@ -12,7 +12,7 @@ use crate::support::{
     jwt::token,
     proxy::Proxy,
     redis::RedisServer,
-    tab::{Tab, for_all, for_user, put, quick},
+    tab::{Tab, for_all, for_group, for_user, put, quick},
     until,
 };
 
@@ -187,7 +187,7 @@ async fn a_broadcast_channel_that_cannot_be_read_makes_nobody_reload() {
     let mut ws = dial(&replica, "alice").open().await;
     redis.cli(&["SET", "ws:broadcast", "not a stream"]);
     stays_calm(&replica, &mut ws).await;
-    assert!(replica.log().contains("belongs to another program"), "{}", replica.log());
+    assert_eq!(warnings(&replica, "what a channel keeps cannot be read")[0]["kind"], "broadcast");
     assert_eq!(replica.get("/readyz").await.status, 200);
 }
 
@@ -211,6 +211,48 @@ async fn stays_calm(replica: &Replica, ws: &mut Ws) {
     assert!(!replica.log().contains("told to reload"), "{}", replica.log());
     put(replica, &for_user("alice", "after")).await;
     ws.event("after").await;
+}
+
+/// The fields of the warnings that begin so.
+fn warnings(replica: &Replica, begin: &str) -> Vec<Value> {
+    let log = replica.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let warnings = lines.filter(|line| line["level"] == "WARN").map(|line| line["fields"].clone());
+    let begins = |fields: &Value| fields["message"].as_str().is_some_and(|m| m.starts_with(begin));
+    warnings.filter(begins).collect()
+}
+
+/// Publishing there is refused, which only an operator can mend: he is told, and not for each event.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_is_told_of_a_key_where_a_channel_belongs() {
+    let redis = RedisServer::start().await;
+    let replica = quick(Builder::production(), &redis).spawn().await;
+    for (kind, keys, key, event) in [
+        ("user", "ws:user:*", "ws:user:mallory", for_user("mallory", "1")),
+        ("group", "ws:group:*", "ws:group:staff", for_group("staff", "1")),
+        ("broadcast", "ws:broadcast", "ws:broadcast", for_all("1")),
+    ] {
+        redis.cli(&["SET", key, "not a stream"]);
+        let begin = "an event was refused";
+        let before = warnings(&replica, begin).len();
+        let told = until("it is told", PATIENCE, async || {
+            for _ in 0..10 {
+                let answer = replica.post(event.to_string()).await;
+                assert_eq!(answer.status, 503, "{answer:?}");
+            }
+            warnings(&replica, begin).into_iter().nth(before)
+        })
+        .await;
+        assert_eq!((&told["kind"], &told["keys"]), (&json!(kind), &json!(keys)), "{told}");
+        assert!(told["message"].as_str().is_some_and(|m| m.contains("delete or rename")), "{told}");
+        assert!(!told.to_string().contains("mallory"), "{told}");
+        // Mended as it says.
+        redis.cli(&["DEL", key]);
+        put(&replica, &event).await;
+    }
+    let told = warnings(&replica, "an event was refused");
+    let held_back = told.iter().filter_map(|fields| fields["more_since_last_line"].as_u64());
+    assert!(held_back.sum::<u64>() > 0, "{told:?}");
 }
 
 /// A last id that is none hides whether something was missed.

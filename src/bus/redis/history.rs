@@ -8,6 +8,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use super::{
     RedisPublisher,
     calls::millis,
+    foreign::is_foreign,
     glance::Glance,
     names::Keys,
     scripts::{Call, eval},
@@ -32,12 +33,6 @@ if not last then
 end
 redis.call('DEL', KEYS[1])
 return 1"#;
-
-/// Another program has put a key of another kind where a channel's history belongs. That is the end
-/// of this history, and of no other.
-fn is_another_kind(reason: &str) -> bool {
-    reason.contains("WRONGTYPE")
-}
 
 /// A reading that proves nothing.
 fn nothing() -> Reading {
@@ -127,8 +122,8 @@ impl History for RedisPublisher {
             let calls: Vec<Call> = asks.iter().map(|ask| self.calls.read(ask)).collect();
             let answers = self.scripts.read.run::<Vec<Bytes>>(&turn, &calls).await;
             let answers = asks.iter().zip(answers).map(|(ask, answer)| match answer {
-                Err(BusError::Refused(reason)) if is_another_kind(&reason) => {
-                    self.server.complain(&reason);
+                Err(BusError::Refused(reason)) if is_foreign(&reason) => {
+                    self.server.complaints.unread(&self.calls.names, &ask.channel, &reason);
                     Ok(nothing())
                 }
                 answer => self.answer(ask, answer.map_err(|error| self.explain(error))?),

@@ -16,6 +16,7 @@ pub(crate) mod commands;
 mod control;
 mod desk;
 mod feed;
+mod foreign;
 mod glance;
 mod history;
 mod inbound;

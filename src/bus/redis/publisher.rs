@@ -9,6 +9,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use super::{
     calls::Calls,
     commands::{Commands, Turn},
+    foreign::is_foreign,
     glance::Glances,
     pipeline::pipelined,
     recent::{Entry, Recent},
@@ -62,7 +63,18 @@ impl RedisPublisher {
         let call = |(post, whole)| Call { whole, ..self.calls.publish(post) };
         let calls: Vec<Call> = posts.iter().zip(first).map(call).collect();
         let answers = self.scripts.publish.run(&turn, &calls).await;
-        posts.iter().zip(answers).map(|(post, answer)| self.read(post, answer?)).collect()
+        let read = |(post, answer): (&Post, Result<_, _>)| match answer {
+            Ok(answer) => self.read(post, answer),
+            Err(error) => {
+                if let BusError::Refused(reason) = &error
+                    && is_foreign(reason)
+                {
+                    self.server.complaints.unpublished(&self.calls.names, &post.to, reason);
+                }
+                Err(error)
+            }
+        };
+        posts.iter().zip(answers).map(read).collect()
     }
 
     /// Reads the script's answer.

@@ -15,6 +15,7 @@ use fred::interfaces::ClientLike;
 use super::{
     calls::Calls,
     commands::Turn,
+    foreign::Complaints,
     pulse::Pulse,
     recent::{Entry, Recent, Snapshot},
     scripts::{Call, Scripts},
@@ -22,7 +23,6 @@ use super::{
 use crate::{
     bus::{BusError, Keep, Post, envelope},
     event::{Channel, Tag},
-    throttle::Throttle,
 };
 
 /// Events that are put back in one round trip.
@@ -43,7 +43,8 @@ pub(super) struct Server {
     state: Mutex<State>,
     /// Its time, as far as it was acknowledged.
     pub(super) pulse: Pulse,
-    complaints: Mutex<Throttle>,
+    /// What an operator was told of keys of other programs.
+    pub(super) complaints: Complaints,
 }
 
 #[derive(Debug, Default)]
@@ -64,18 +65,6 @@ impl Server {
     /// What an operator should change.
     pub(super) fn warning(&self) -> Option<String> {
         self.state().warning.clone()
-    }
-
-    /// Tells an operator of a key that is not what its name says.
-    pub(super) fn complain(&self, reason: &str) {
-        let due = self.complaints.lock().unwrap_or_else(PoisonError::into_inner).check();
-        if let Some(more) = due {
-            tracing::warn!(
-                reason,
-                more_since_last_line = more,
-                "what is kept of a channel cannot be read: its key belongs to another program"
-            );
-        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
