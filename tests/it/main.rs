@@ -33,6 +33,7 @@ mod cloudevents;
 mod credentials;
 mod delivery;
 mod disconnect;
+mod documents;
 mod drain;
 mod gaps;
 mod gate;
