@@ -9,7 +9,7 @@ use super::{
     RedisPublisher,
     calls::millis,
     foreign::is_foreign,
-    glance::Glance,
+    glance::{Glance, Last},
     names::Keys,
     scripts::{Call, eval},
 };
@@ -65,11 +65,11 @@ impl RedisPublisher {
         for _ in 0..ask.most {
             let (Some(id), Some(message)) = (answer.next(), answer.next()) else { break };
             let event = envelope::kept(&ask.channel, &message);
-            kept.extend(event.filter(|event| event.at.to_string().as_bytes() == &id[..]));
+            let id = std::str::from_utf8(&id).ok().and_then(|id| id.parse().ok());
+            kept.extend(event.filter(|event| Some(event.at) == id));
         }
         let more = usize::try_from(read).unwrap_or(usize::MAX) > ask.most && !kept.is_empty();
-        let silent_since =
-            if last.is_err() { u64::MAX } else { self.silent_since(epoch, now) };
+        let silent_since = if last.is_err() { u64::MAX } else { self.silent_since(epoch, now) };
         Ok(Reading { kept, more, last: last.ok().flatten(), epoch, silent_since, now })
     }
 
@@ -83,7 +83,7 @@ impl RedisPublisher {
     }
 
     /// Looks where the channels stand first, together with others who ask, and reads only those
-    /// that have something after the place that is asked for.
+    /// that have something after the place that is asked for, or where that cannot be seen.
     async fn begin_together(&self, asks: Vec<Ask>) -> Result<Vec<Reading>, BusError> {
         let channels = asks.iter().map(|ask| ask.channel.clone()).collect();
         let glance = self.glances.ask(channels).await.map_err(|error| self.explain(error))?;
@@ -92,7 +92,11 @@ impl RedisPublisher {
         let (mut readings, mut more) = (Vec::with_capacity(asks.len()), Vec::new());
         for (ask, last) in asks.into_iter().zip(lasts) {
             let last = last.map_err(|error| self.explain(error))?;
-            if ask.after.is_some_and(|after| last > Some(after)) {
+            let (last, is_read) = match last {
+                Last::Known(last) => (last, ask.after.is_some_and(|after| last > Some(after))),
+                Last::Hidden => (None, true),
+            };
+            if is_read {
                 more.push((readings.len(), ask));
             }
             let (kept, more) = (Vec::new(), false);
