@@ -25,6 +25,11 @@ const READERS: usize = 64;
 /// A channel that a cursor does not name is replayed from so long before the cursor's newest
 /// moment (contract §4).
 const BEFORE: u64 = 10_000;
+/// Events of a whole history that are read in one go, as long as they are small: whoever reads it
+/// stands in line with all those who read pages for themselves until the ring is there.
+const STRIDE: usize = 8 * PAGE;
+/// So many bytes in one go are small: twice as many take no connection to the broker for long.
+const SMALL: usize = 256 * 1024;
 /// Tries to read a whole history for a ring, while events go on coming.
 const TRIES: usize = 5;
 
@@ -207,12 +212,17 @@ impl Replays {
         self.load_ring(channel).await?;
         match self.in_ring(channel, after).filter(enough) {
             Some(reading) => Ok(reading),
-            None => self.read(channel, after).await,
+            None => self.read(channel, after, PAGE).await,
         }
     }
 
-    async fn read(&self, channel: &Channel, after: Position) -> Result<Reading, BusError> {
-        let ask = Ask { channel: channel.clone(), after: Some(after), most: PAGE };
+    async fn read(
+        &self,
+        channel: &Channel,
+        after: Position,
+        most: usize,
+    ) -> Result<Reading, BusError> {
+        let ask = Ask { channel: channel.clone(), after: Some(after), most };
         let mut readings = self.history.read(vec![ask]).await?;
         readings.pop().ok_or_else(|| BusError::Away("it has not answered".to_owned()))
     }
@@ -243,11 +253,22 @@ impl Replays {
     async fn fill_ring(&self, channel: &Channel) -> Result<(), BusError> {
         let mut history = Vec::new();
         let mut at = Position::ZERO;
+        let (mut most, mut limit) = (PAGE, STRIDE);
         for _ in 0..TRIES {
             let Some(begun) = self.tracks.position(channel) else { break };
             let (last, before) = loop {
-                let page = self.read(channel, at).await?;
+                let page = match self.read(channel, at, most).await {
+                    Ok(page) => page,
+                    Err(error) if most == PAGE => return Err(error),
+                    // It may have been too much for the time that a reading has.
+                    Err(_) => {
+                        (most, limit) = (PAGE, PAGE);
+                        continue;
+                    }
+                };
                 at = page.kept.last().map_or(at, |last| last.at);
+                let bytes: usize = page.kept.iter().map(|kept| kept.frame.len()).sum();
+                most = if bytes < SMALL { limit.min(most * 2) } else { PAGE };
                 history.extend(page.kept);
                 if !page.more {
                     let Reading { last, epoch, silent_since, .. } = page;
@@ -304,6 +325,10 @@ fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
+    use futures_util::future::{BoxFuture, FutureExt as _};
+
     use super::*;
     use crate::{
         bus::{
@@ -345,7 +370,7 @@ mod tests {
         }
 
         async fn hand_out(&self, after: Position) {
-            let reading = self.replays.read(&ALL, after).await.unwrap();
+            let reading = self.replays.read(&ALL, after, PAGE).await.unwrap();
             for kept in &reading.kept {
                 self.tracks.advance(&ALL, kept, Source::Live);
             }
@@ -373,6 +398,54 @@ mod tests {
             assert_eq!((again.resumed, again.starts[1].upto), (Some(true), third), "{at}");
             let page = place.replays.page(&ALL, at, third).await.unwrap();
             assert_eq!(page.kept.last().unwrap().at, third, "{at}");
+        }
+    }
+
+    /// Remembers how much it was asked for in each reading, and has no time for more than this.
+    struct Counting {
+        history: Arc<MemoryPublisher>,
+        most: usize,
+        asked: Mutex<Vec<usize>>,
+    }
+
+    impl History for Counting {
+        fn keeps(&self) -> bool {
+            true
+        }
+
+        fn read(&self, asks: Vec<Ask>) -> BoxFuture<'_, Result<Vec<Reading>, BusError>> {
+            self.asked.lock().unwrap().extend(asks.iter().map(|ask| ask.most));
+            if asks.iter().any(|ask| ask.most > self.most) {
+                return ready(Err(BusError::Away("too slow".to_owned()))).boxed();
+            }
+            self.history.read(asks)
+        }
+
+        fn erase<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Result<(), BusError>> {
+            self.history.erase(user)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ring_of_small_events_is_read_in_long_strides_where_there_is_time_for_them() {
+        for (most, asked) in [
+            (STRIDE, vec![PAGE, 2 * PAGE, 4 * PAGE]),
+            (2 * PAGE, vec![PAGE, 2 * PAGE, 4 * PAGE, PAGE, PAGE]),
+        ] {
+            let place = Place::new();
+            let _opening = place.replays.open(&[ALL], &Since::Now).await.unwrap();
+            let begin = place.tracks.position(&ALL).unwrap();
+            let mut last = begin;
+            for _ in 0..290 {
+                last = place.publish().await;
+            }
+            place.tracks.jump(&ALL, last);
+            let counting = Arc::new(Counting { history: place.bus, most, asked: Mutex::default() });
+            let replays = Replays::new(Arc::clone(&counting) as _, Arc::clone(&place.tracks));
+            let page = replays.page(&ALL, begin, last).await.unwrap();
+            assert_eq!((page.kept.len(), page.more), (PAGE, true));
+            assert!(place.tracks.ring(&ALL, begin, 9, 0).is_some());
+            assert_eq!(*counting.asked.lock().unwrap(), asked);
         }
     }
 

@@ -24,6 +24,16 @@ impl Position {
     /// Before every event; the `prev` of one before which none is remembered.
     pub const ZERO: Self = Self { ms: 0, n: 0 };
 
+    /// The place right before this one.
+    #[must_use]
+    pub fn before(self) -> Self {
+        match self.n.checked_sub(1) {
+            Some(n) => Self { n, ..self },
+            None if self.ms > 0 => Self { ms: self.ms - 1, n: u64::MAX },
+            None => self,
+        }
+    }
+
     /// The place `n` in the millisecond `ms`.
     #[must_use]
     pub fn new(ms: u64, n: u64) -> Self {

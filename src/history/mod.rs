@@ -152,6 +152,13 @@ impl Reading {
         }
     }
 
+    /// Whether it shows neither that something is missing nor that nothing is: it has no events, no
+    /// last id, and without that proves nothing.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        self.kept.is_empty() && self.last.is_none() && self.silent_since == u64::MAX
+    }
+
     /// The place before the first event that was read, or after everything where there is none.
     #[must_use]
     pub fn begin(&self, channel: &Channel) -> Position {

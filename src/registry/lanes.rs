@@ -63,10 +63,11 @@ impl Lane {
         level
     }
 
-    /// What is missing up to here cannot be had. Until the client is told, events wait in the
-    /// history.
+    /// What is missing cannot be had, and the client goes on from here: also where that is lower, as
+    /// after a loss of all data and on a clock that is behind, because all that is new comes after
+    /// it. Until the client is told, events wait in the history.
     pub(super) fn lose(&self, to: Position) {
-        self.at.set(self.at.get().max(to));
+        self.at.set(to);
         self.upto.set(Position::ZERO);
         self.way.set(Way::Lost);
     }

@@ -40,10 +40,10 @@ impl Registration {
 
     /// The lanes with which the connection begins.
     pub(super) fn enter(&self, groups: Box<[Group]>, starts: Vec<Start>) {
+        self.list_groups(groups);
         if let Some(entry) = self.shard.state.borrow_mut().connections.get_mut(self.key) {
             entry.lanes = Lanes::new(starts);
         }
-        self.list_groups(groups);
     }
 
     /// Replaces session and groups of this connection, at a renewal; `starts` are for groups that
@@ -67,12 +67,14 @@ impl Registration {
                 }
             }
         }
-        if let Some(entry) = connections.get_mut(self.key) {
-            let stays = |channel: &Channel| matches!(channel, Channel::Group(group) if groups.contains(group));
-            entry.lanes.set_groups(stays, starts);
-        }
         drop(state);
         self.list_groups(groups);
+        if let Some(Entry { lanes, groups, .. }) =
+            self.shard.state.borrow_mut().connections.get_mut(self.key)
+        {
+            let stays = |channel: &Channel| matches!(channel, Channel::Group(group) if groups.contains(group));
+            lanes.set_groups(stays, starts);
+        }
     }
 
     /// The channels on which a replay has to bring what live events cannot: they are past it.
@@ -118,7 +120,7 @@ impl Registration {
     /// told, at its own moment, and goes on from there.
     pub fn lose(&self, channel: &Channel, reason: GapReason) {
         self.on_lane(channel, |entry, lane| {
-            lane.lose(lane.handed_out());
+            lane.lose(lane.at.get().max(lane.handed_out()));
             self.shard.plan(self.key, entry, Word { reason, all: false });
         });
     }
@@ -141,6 +143,8 @@ impl Registration {
         Some(f(entry, entry.lanes.of(channel)?))
     }
 
+    /// To be called before a lane of a new group is begun: what is handed out once that stands must
+    /// find the worker interested.
     fn list_groups(&self, groups: Box<[Group]>) {
         let shard = &self.shard;
         let mut state = shard.state.borrow_mut();

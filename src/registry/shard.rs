@@ -290,8 +290,11 @@ impl Shard {
     /// are behind will find it themselves.
     fn lose(&self, channel: &Channel, to: Position, reason: GapReason) {
         let state = self.state.borrow();
+        // Who is past a word that is kept has heard it, on another replica.
+        let heard = |at: Position| reason == GapReason::BrokerLost && at >= to;
         state.on(channel, |key, entry| {
-            if let Some(lane) = entry.lanes.of(channel).filter(|lane| lane.way.get() == Way::Live) {
+            let lane = entry.lanes.of(channel).filter(|lane| lane.way.get() == Way::Live);
+            if let Some(lane) = lane.filter(|lane| !heard(lane.at.get())) {
                 lane.lose(to);
                 self.plan(key, entry, Word { reason, all: false });
             }

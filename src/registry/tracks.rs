@@ -31,6 +31,8 @@ const RING_BYTES: usize = 64 * 1024 * 1024;
 /// word, it would make repeats of all that come before its time. (The broker's clock may be ahead;
 /// then everything goes this way.)
 const AHEAD: u64 = 30_000;
+/// Places of one channel that are looked up at once because they may be made up.
+const DOUBTS: usize = 64;
 
 /// What an event means to its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,15 @@ pub enum Source {
     History,
 }
 
+/// Where an event says that it stands: its id, and the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its id.
+    pub at: Position,
+    /// The one before it. Whoever makes an id up may hit one that is given out later, but hardly both.
+    pub prev: Position,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Tracks {
@@ -62,6 +73,8 @@ pub struct Tracks {
     bounds: Bounds,
     /// Channels whose chain broke since they were taken last.
     broken: Mutex<Vec<Channel>>,
+    /// Places that may be made up, since they were taken last.
+    doubted: Mutex<Vec<(Channel, Place)>>,
     /// When the broker's data began, as far as it is known here (milliseconds since 1970).
     epoch: AtomicU64,
     /// Rung when one is added.
@@ -75,6 +88,15 @@ type Part = HashMap<Channel, Track, ahash::RandomState>;
 struct Track {
     holders: u32,
     state: State,
+    /// Up to here the history has borne out what was handed out: what comes again is a repeat.
+    proven: Position,
+    /// What the event that was handed out last named as the one before it.
+    prev: Position,
+    /// One that was handed out, and that the history does not have where it should be.
+    suspect: Option<Place>,
+    /// Places beyond it that are being looked up. One that somebody made up, a little ahead of the
+    /// clock, makes repeats of events that were never handed out.
+    doubts: Vec<Place>,
     /// What replays read, where many ask for the same: broadcast and groups. Apart, since nearly all
     /// channels are users' and have none.
     ring: Option<Box<Ring>>,
@@ -135,6 +157,7 @@ impl Tracks {
             hasher: ahash::RandomState::new(),
             bounds,
             broken: Mutex::default(),
+            doubted: Mutex::default(),
             epoch: AtomicU64::new(0),
             breaks: Notify::new(),
             rings: AtomicUsize::new(0),
@@ -155,6 +178,10 @@ impl Tracks {
         let track = part.entry(channel.clone()).or_insert(Track {
             holders: 0,
             state: State::Starting(Position::ZERO),
+            proven: Position::ZERO,
+            prev: Position::ZERO,
+            suspect: None,
+            doubts: Vec::new(),
             ring: None,
         });
         track.holders += 1;
@@ -206,6 +233,7 @@ impl Tracks {
             && at < to
         {
             track.state = State::Standing(to);
+            track.rest(to);
             self.drop_ring(track);
         }
     }
@@ -230,7 +258,19 @@ impl Tracks {
                 track.state = State::Starting(seen.max(kept.at));
                 Step::Broken
             }
-            State::Standing(at) | State::Broken { at, .. } if kept.at <= at => Step::Repeat,
+            State::Standing(at) | State::Broken { at, .. } if kept.at <= at => {
+                let here = Place { at, prev: track.prev };
+                let same = kept.at == at && kept.prev == here.prev;
+                let handed_out = same || kept.at <= track.proven;
+                if from == Source::Live && !handed_out {
+                    let suspects = [Some(here), track.suspect.take()];
+                    let new = suspects.into_iter().flatten().filter(|place| track.doubt(*place));
+                    let new: Vec<Place> = new.collect();
+                    drop(part);
+                    self.tell_doubts(channel, new);
+                }
+                Step::Repeat
+            }
             State::Standing(at) | State::Broken { at, .. }
                 if kept.prev <= at && (from == Source::History || !is_ahead(kept.at)) =>
             {
@@ -245,6 +285,17 @@ impl Tracks {
                     ring.push(kept.clone(), &self.bounds, kept.at.ms);
                     self.rings.fetch_add(ring.bytes(), Ordering::Relaxed);
                     self.rings.fetch_sub(before, Ordering::Relaxed);
+                }
+                let before = Place { at, prev: std::mem::replace(&mut track.prev, kept.prev) };
+                if kept.loss {
+                    // It is said; there is nothing to look up before it.
+                    track.rest(kept.at);
+                } else if from == Source::History {
+                    if kept.prev <= track.proven || kept.prev == at {
+                        track.proven = kept.at;
+                    } else {
+                        track.suspect = Some(before);
+                    }
                 }
                 Step::Next
             }
@@ -267,8 +318,37 @@ impl Tracks {
         let mut part = self.part(channel);
         if let Some(track) = part.get_mut(channel) {
             track.state = State::Standing(to);
+            track.rest(to);
             self.drop_ring(track);
         }
+    }
+
+    /// The history has this place, and everything up to it was handed out.
+    pub fn prove(&self, channel: &Channel, place: Position) {
+        if let Some(track) = self.part(channel).get_mut(channel)
+            && track.suspect.is_none()
+        {
+            track.proven = track.proven.max(place);
+        }
+    }
+
+    /// Whether this place is still to be looked up.
+    #[must_use]
+    pub fn is_doubted(&self, channel: &Channel, place: Place) -> bool {
+        self.part(channel).get(channel).is_some_and(|track| track.doubts.contains(&place))
+    }
+
+    /// A place that was doubted has been looked up.
+    pub fn settle(&self, channel: &Channel, place: Place) {
+        if let Some(track) = self.part(channel).get_mut(channel) {
+            track.doubts.retain(|doubt| *doubt != place);
+        }
+    }
+
+    /// The places that may be made up, since this was asked last.
+    #[must_use]
+    pub fn take_doubts(&self) -> Vec<(Channel, Place)> {
+        std::mem::take(&mut *self.doubted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The channels whose chain broke since this was asked last.
@@ -277,7 +357,7 @@ impl Tracks {
         std::mem::take(&mut *self.broken.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until a chain has broken.
+    /// Waits until a chain has broken, or a place is doubted.
     pub async fn breaks(&self) {
         self.breaks.notified().await;
     }
@@ -342,10 +422,25 @@ impl Tracks {
         self.breaks.notify_one();
     }
 
+    fn tell_doubts(&self, channel: &Channel, places: Vec<Place>) {
+        if !places.is_empty() {
+            let mut doubted = self.doubted.lock().unwrap_or_else(PoisonError::into_inner);
+            doubted.extend(places.into_iter().map(|place| (channel.clone(), place)));
+            self.breaks.notify_one();
+        }
+    }
+
     fn drop_ring(&self, track: &mut Track) {
         if let Some(ring) = track.ring.take() {
             self.rings.fetch_sub(ring.stream.bytes(), Ordering::Relaxed);
         }
+    }
+
+    /// Nobody can look at the channel meanwhile.
+    #[cfg(test)]
+    pub(super) fn locked<T>(&self, channel: &Channel, f: impl FnOnce() -> T) -> T {
+        let _part = self.part(channel);
+        f()
     }
 
     fn part(&self, channel: &Channel) -> MutexGuard<'_, Part> {
@@ -361,6 +456,22 @@ fn is_ahead(at: Position) -> bool {
 }
 
 impl Track {
+    /// What was before this place is of no matter any more.
+    fn rest(&mut self, at: Position) {
+        self.proven = at;
+        self.suspect = None;
+        self.doubts.retain(|doubt| doubt.at > at);
+    }
+
+    /// Whether this place is to be looked up, and is not yet.
+    fn doubt(&mut self, place: Place) -> bool {
+        let new = self.doubts.len() < DOUBTS && !self.doubts.contains(&place);
+        if new {
+            self.doubts.push(place);
+        }
+        new
+    }
+
     fn at(&self) -> Option<Position> {
         match self.state {
             State::Starting(_) => None,
@@ -394,6 +505,7 @@ impl Hold {
         let mut part = self.tracks.part(&self.channel);
         let Some(track) = part.get_mut(&self.channel) else { return };
         let State::Starting(seen) = track.state else { return };
+        track.proven = at;
         if seen > at {
             track.state = State::Broken { at, seen };
             drop(part);

@@ -8,6 +8,7 @@ use super::{
     calls::Calls,
     commands::{Commands, Turn},
     desk::Desk,
+    foreign::is_foreign,
     scripts::Scripts,
 };
 use crate::{
@@ -25,8 +26,17 @@ pub(super) struct Glance {
     pub(super) now: u64,
     /// When its data began.
     pub(super) epoch: u64,
-    /// The last id of each channel, if it has one.
-    pub(super) lasts: Vec<Result<Option<Position>, BusError>>,
+    /// Of each channel.
+    pub(super) lasts: Vec<Result<Last, BusError>>,
+}
+
+/// What is known of a channel's last id.
+#[derive(Debug)]
+pub(super) enum Last {
+    /// This is it, if there is one.
+    Known(Option<Position>),
+    /// What others put in its place hides it: a reading of that channel shows what there is.
+    Hidden,
 }
 
 /// Answers for each connection where its channels stand.
@@ -84,12 +94,14 @@ fn of_run(
     questions.iter().map(glance).collect()
 }
 
-fn last(turn: &Turn<'_>, word: &Bytes) -> Result<Option<Position>, BusError> {
+fn last(turn: &Turn<'_>, word: &Bytes) -> Result<Last, BusError> {
     match std::str::from_utf8(word).map_err(|_| unreadable())? {
-        "" => Ok(None),
+        "" => Ok(Last::Known(None)),
         id => match id.strip_prefix('!') {
+            Some(why) if is_foreign(why) => Ok(Last::Hidden),
             Some(why) => Err(turn.refused(why.to_owned())),
-            None => id.parse().map(Some).map_err(|_| unreadable()),
+            // It may be beyond all numbers.
+            None => Ok(id.parse().map_or(Last::Hidden, |at| Last::Known(Some(at)))),
         },
     }
 }

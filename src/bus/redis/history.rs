@@ -1,29 +1,45 @@
 //! [`History`] on Redis.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{
     RedisPublisher,
     calls::millis,
-    glance::Glance,
+    foreign::is_foreign,
+    glance::{Glance, Last},
     names::Keys,
     scripts::{Call, eval},
 };
 use crate::{
     bus::{Ask, BusError, History, envelope},
-    event::{Channel, UserId},
+    event::{Channel, Position, UserId},
     history::Reading,
 };
 
-/// Drops what is kept. The last id stays, also where it only stood in the stream.
-const ERASE: &str = "local last = redis.call('GET', KEYS[2])
+/// Drops what is kept. The last id stays, also where it only stood in the stream; not that of an entry
+/// that others put there.
+const ERASE: &str = r#"local last = redis.call('GET', KEYS[2])
 if not last then
   local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-  if top then redis.call('SET', KEYS[2], top[1] .. ' 0 0', 'PX', ARGV[1]) end
+  for i = 1, top and #top[2] or 0, 2 do
+    local own = string.find(top[2][i + 1], '~' .. top[1] .. '","prev":"', 1, true)
+    if top[2][i] == 'm' and own then
+      redis.call('SET', KEYS[2], top[1] .. ' 0 0', 'PX', ARGV[1])
+    end
+  end
 end
 redis.call('DEL', KEYS[1])
-return 1";
+return 1"#;
+
+/// A reading that proves nothing.
+fn nothing() -> Reading {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    Reading { silent_since: u64::MAX, now, ..Reading::default() }
+}
 
 impl RedisPublisher {
     fn answer(&self, ask: &Ask, answer: Vec<Bytes>) -> Result<Reading, BusError> {
@@ -38,18 +54,23 @@ impl RedisPublisher {
         let now = number(now).ok_or_else(unreadable)?;
         let epoch = number(epoch).ok_or_else(unreadable)?;
         let read = number(read).ok_or_else(unreadable)?;
-        let last = match last.ok_or_else(unreadable)? {
-            none if none.is_empty() => None,
-            id => Some(id.parse().map_err(|_| unreadable())?),
+        // One channel whose last id is none, or beyond all numbers, is unknown, and no other with it.
+        let last: Result<Option<Position>, _> = match last.ok_or_else(unreadable)? {
+            none if none.is_empty() => Ok(None),
+            id => id.parse().map(Some),
         };
-        // What others put there is no event; the ids around it show what is missing.
-        let kept: Vec<_> = answer
-            .take(ask.most)
-            .filter_map(|message| envelope::kept(&ask.channel, &message))
-            .collect();
+        // What others put there is no event, and a copy under another id is none either; the ids
+        // around it show what is missing.
+        let mut kept = Vec::new();
+        for _ in 0..ask.most {
+            let (Some(id), Some(message)) = (answer.next(), answer.next()) else { break };
+            let event = envelope::kept(&ask.channel, &message);
+            let id = std::str::from_utf8(&id).ok().and_then(|id| id.parse().ok());
+            kept.extend(event.filter(|event| Some(event.at) == id));
+        }
         let more = usize::try_from(read).unwrap_or(usize::MAX) > ask.most && !kept.is_empty();
-        let silent_since = self.silent_since(epoch, now);
-        Ok(Reading { kept, more, last, epoch, silent_since, now })
+        let silent_since = if last.is_err() { u64::MAX } else { self.silent_since(epoch, now) };
+        Ok(Reading { kept, more, last: last.ok().flatten(), epoch, silent_since, now })
     }
 
     /// Since when a channel without a last id was silent.
@@ -62,7 +83,7 @@ impl RedisPublisher {
     }
 
     /// Looks where the channels stand first, together with others who ask, and reads only those
-    /// that have something after the place that is asked for.
+    /// that have something after the place that is asked for, or where that cannot be seen.
     async fn begin_together(&self, asks: Vec<Ask>) -> Result<Vec<Reading>, BusError> {
         let channels = asks.iter().map(|ask| ask.channel.clone()).collect();
         let glance = self.glances.ask(channels).await.map_err(|error| self.explain(error))?;
@@ -71,7 +92,11 @@ impl RedisPublisher {
         let (mut readings, mut more) = (Vec::with_capacity(asks.len()), Vec::new());
         for (ask, last) in asks.into_iter().zip(lasts) {
             let last = last.map_err(|error| self.explain(error))?;
-            if ask.after.is_some_and(|after| last > Some(after)) {
+            let (last, is_read) = match last {
+                Last::Known(last) => (last, ask.after.is_some_and(|after| last > Some(after))),
+                Last::Hidden => (None, true),
+            };
+            if is_read {
                 more.push((readings.len(), ask));
             }
             let (kept, more) = (Vec::new(), false);
@@ -100,10 +125,14 @@ impl History for RedisPublisher {
             let turn = self.commands.turn(asks.len()).await?;
             let calls: Vec<Call> = asks.iter().map(|ask| self.calls.read(ask)).collect();
             let answers = self.scripts.read.run::<Vec<Bytes>>(&turn, &calls).await;
-            let read = |(ask, answer): (_, Result<_, _>)| {
-                self.answer(ask, answer.map_err(|error| self.explain(error))?)
-            };
-            asks.iter().zip(answers).map(read).collect()
+            let answers = asks.iter().zip(answers).map(|(ask, answer)| match answer {
+                Err(BusError::Refused(reason)) if is_foreign(&reason) => {
+                    self.server.complaints.unread(&self.calls.names, &ask.channel, &reason);
+                    Ok(nothing())
+                }
+                answer => self.answer(ask, answer.map_err(|error| self.explain(error))?),
+            });
+            answers.collect()
         }
         .boxed()
     }

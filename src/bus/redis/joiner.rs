@@ -21,9 +21,11 @@ use tokio::{
 use super::{
     calls::Calls,
     commands::Commands,
+    foreign::is_foreign,
     recent::{Entry, Event, Recent},
     said::Said,
     scripts::Scripts,
+    setup::Server,
 };
 use crate::{
     bus::{BusError, Post, Posted, Receipt},
@@ -120,6 +122,7 @@ pub(super) struct Joiner {
     pub(super) calls: Arc<Calls>,
     pub(super) scripts: Arc<Scripts>,
     pub(super) recent: Arc<Recent>,
+    pub(super) server: Arc<Server>,
 }
 
 impl Joiner {
@@ -178,7 +181,18 @@ impl Joiner {
         let script = &self.scripts.publish;
         match script.run_one::<Vec<Value>>(&turn, whole, || self.calls.publish(&posts)).await {
             Ok(lines) if lines.len() == posts.len() => {
-                let read = |(post, line)| Ok(self.read(post, turn.heed(Said::read(line))?));
+                let read = |(post, line): (&Post, &Value)| match turn.heed(Said::read(line)) {
+                    Ok(said) => Ok(self.read(post, said)),
+                    Err(error) => {
+                        if let BusError::Refused(reason) = &error
+                            && is_foreign(reason)
+                        {
+                            let complaints = &self.server.complaints;
+                            complaints.unpublished(&self.calls.names, &post.to, reason);
+                        }
+                        Err(error)
+                    }
+                };
                 posts.iter().copied().zip(&lines).map(read).collect()
             }
             Ok(lines) => all(&BusError::Away(format!("a script answered {} lines", lines.len()))),

@@ -18,6 +18,7 @@ pub(crate) mod commands;
 mod control;
 mod desk;
 mod feed;
+mod foreign;
 mod glance;
 mod history;
 mod inbound;
@@ -133,6 +134,7 @@ pub fn connect(settings: &config::Redis, bounds: Bounds) -> Result<Redis, Connec
         calls: Arc::clone(&calls),
         scripts: Arc::clone(&scripts),
         recent: Arc::clone(&recent),
+        server: Arc::clone(&server),
     };
     tokio::spawn(joiner.run(waiting));
     let subscribed = Up::default();

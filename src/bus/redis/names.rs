@@ -64,6 +64,16 @@ impl Names {
         format!("{}{name}", self.prefix)
     }
 
+    /// What kind of channel this is, and a pattern for the streams of all of that kind: which one it
+    /// is may say who somebody is, and has no place in a log.
+    pub(super) fn pattern(&self, channel: &Channel) -> (&'static str, String) {
+        match channel {
+            Channel::User(_) => ("user", format!("{}*", self.user)),
+            Channel::Group(_) => ("group", format!("{}*", self.group)),
+            Channel::Broadcast => ("broadcast", self.broadcast.clone()),
+        }
+    }
+
     /// The keys of a channel.
     pub(super) fn keys(&self, channel: &Channel) -> Keys {
         self.keys_of(self.channel(&Destination::Events(channel.clone())))

@@ -44,6 +44,13 @@ local function is_online(seats)
   return '0'
 end
 
+-- Whether a stream refuses an id because somebody else's entry stands above it.
+local function is_taken(reason)
+  return string.find(reason, 'equal or smaller', 1, true)
+    or string.find(reason, 'exhausted the last possible ID', 1, true)
+    or string.find(reason, 'Invalid stream ID', 1, true)
+end
+
 -- The event at hand: its keys, its request, and what is remembered of its channel: the last id, the
 -- bytes of all its events, and those of them that are known to be dropped.
 local stream, memory, request, print
@@ -141,7 +148,8 @@ local function post(k, a)
   if not last then
     local top = call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
     base = nil
-    if top then
+    -- What others put there may bear any id.
+    if top and string.find(field(top, 'm') or '', '~' .. top[1] .. '","prev":"', 1, true) then
       last, sum = top[1], field(top, 'c')
       ms, n = match(last, '^(%d+)-(%d+)$')
     else
@@ -168,7 +176,15 @@ local function post(k, a)
   local message = head .. '},"id":"' .. tag .. '~' .. place .. '","prev":"' .. tag .. '~' .. prev .. '",' .. members
   local total = sum + #message
   local total_text = format('%.0f', total)
-  call('XADD', stream, 'MAXLEN', '~', events, place, 'c', total_text, 'm', message)
+  local added = redis.pcall('XADD', stream, 'MAXLEN', '~', events, place, 'c', total_text, 'm', message)
+  if type(added) == 'table' and added.err then
+    if not is_taken(added.err) then error(added) end
+    -- The history goes with that entry, or nothing would ever be kept here again. Who is behind is
+    -- told: what follows their place is not there.
+    call('DEL', stream)
+    base = sum
+    call('XADD', stream, 'MAXLEN', '~', events, place, 'c', total_text, 'm', message)
+  end
   id, written = place, true
   if not last and not epoch then
     call('SET', KEYS[1], format('%.0f', now - 1), 'PX', meta, 'NX')

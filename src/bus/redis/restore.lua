@@ -28,6 +28,12 @@ local function text(entry)
   return ''
 end
 
+-- The id before this entry; nil where others put it there.
+local function before(entry)
+  local named, prev = string.match(text(entry), '~(%d+%-%d+)","prev":"[^"~]*~(%d+%-%d+)"')
+  return named == entry[1] and prev or nil
+end
+
 local epoch = redis.call('GET', KEYS[3])
 if not epoch or tonumber(epoch) >= parts(id) then return 'older' end
 if #redis.call('XRANGE', KEYS[1], id, id) > 0 then return 'there' end
@@ -37,20 +43,23 @@ local last, sum, base, void
 if held then last, sum, base, void = string.match(held, '^(%d+%-%d+) (%d+) (%d+) ?(%S*)$') end
 if not last then
   local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-  last = top and top[1] or '0-0'
+  last = top and before(top) and top[1] or '0-0'
 end
 
 if not less(last, id) then
   -- It is there no more, or never was. An event that names it, or a later one, as the one before it
   -- proves the first, or shows the hole; so does a stream that is empty after it.
   local after = redis.call('XRANGE', KEYS[1], '(' .. id, '+', 'COUNT', 1)[1]
-  local before = after and string.match(text(after), '"prev":"[^"~]*~(%d+%-%d+)"')
-  if not before or not less(before, id) then return 'there' end
+  if not after then return 'there' end
+  local shown = before(after)
+  if shown and not less(shown, id) then return 'there' end
   for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '(' .. id, '+')) do
+    shown = shown or before(entry)
+    if shown and not less(shown, id) then return 'there' end
     -- It has been said before.
     if string.find(text(entry), '{"belfry":{"v":1,"loss":true', 1, true) == 1 then return 'there' end
   end
-  return 'lost'
+  return shown and 'lost' or 'there'
 end
 
 if message == '' then return 'lost' end

@@ -15,6 +15,7 @@ use fred::{interfaces::ClientLike, types::Value};
 use super::{
     calls::Calls,
     commands::Turn,
+    foreign::Complaints,
     pulse::Pulse,
     recent::{Entry, Recent, Snapshot},
     said::Said,
@@ -43,6 +44,8 @@ pub(super) struct Server {
     state: Mutex<State>,
     /// Its time, as far as it was acknowledged.
     pub(super) pulse: Pulse,
+    /// What an operator was told of keys of other programs.
+    pub(super) complaints: Complaints,
 }
 
 #[derive(Debug, Default)]

@@ -17,7 +17,7 @@ use crate::{
     history::{Claim, Kept, Proof, Reading},
     registry::{
         Delivery, Registry,
-        tracks::{Hold, Source, Step, Tracks},
+        tracks::{Hold, Place, Source, Step, Tracks},
     },
     telemetry::Metrics,
     throttle::Throttle,
@@ -38,6 +38,8 @@ struct Due {
     channel: Channel,
     /// Why something may be missing; `None`: nothing should be.
     reason: Option<GapReason>,
+    /// Only whether the history has this place.
+    doubt: Option<Place>,
     at: Instant,
     tries: u32,
 }
@@ -114,7 +116,7 @@ impl Repair {
         if self.off || !self.history.keeps() {
             return;
         }
-        self.due.clear();
+        self.due.retain(|due| due.doubt.is_some());
         for (channel, _) in self.tracks.all() {
             self.push(channel, Some(reason));
         }
@@ -122,6 +124,10 @@ impl Repair {
 
     /// Hands an event to whoever listens, if it is the next one.
     pub(super) fn take(&self, to: &Channel, kept: &Kept) {
+        if !self.tracks.keeps() && !kept.loss {
+            // Others keep it. Without a track, a place that is made up must not be believed.
+            return self.registry.deliver(Delivery { place: None, ..delivery(to, kept) });
+        }
         if !self.tracks.keeps() {
             return hand_out(&self.registry, to, kept);
         }
@@ -136,7 +142,8 @@ impl Repair {
     }
 
     fn push(&mut self, channel: Channel, reason: Option<GapReason>) {
-        self.due.push_back(Due { channel, reason, at: Instant::now(), tries: 0 });
+        let at = Instant::now();
+        self.due.push_back(Due { channel, reason, doubt: None, at, tries: 0 });
     }
 
     /// Does the next thing there is to do. Cancel safe: what is under way lives in `self`.
@@ -151,6 +158,10 @@ impl Repair {
                 for channel in self.tracks.take_broken() {
                     self.metrics.gap(GapReason::ChainBroken);
                     self.push(channel, Some(GapReason::ChainBroken));
+                }
+                for (channel, place) in self.tracks.take_doubts() {
+                    let (at, reason) = (Instant::now(), Some(GapReason::ChainBroken));
+                    self.due.push_back(Due { channel, reason, doubt: Some(place), at, tries: 0 });
                 }
             }
             () = until(next), if self.reading.is_none() && next.is_some() => self.begin(),
@@ -172,7 +183,12 @@ impl Repair {
             if at.is_none() && due.channel != Channel::Broadcast {
                 continue;
             }
-            asks.push(Ask { channel: due.channel.clone(), after: at, most: EVENTS });
+            asks.push(match due.doubt {
+                Some(place) => {
+                    Ask { channel: due.channel.clone(), after: Some(place.at.before()), most: 1 }
+                }
+                None => Ask { channel: due.channel.clone(), after: at, most: EVENTS },
+            });
             batch.push((due, at.unwrap_or_default()));
         }
         self.due = later;
@@ -211,8 +227,16 @@ impl Repair {
             return;
         };
         self.tracks.learn_epoch(reading.epoch);
+        if let Some(place) = due.doubt {
+            return self.look_up(due, place, at, reading);
+        }
         if due.reason.is_none() && after.ms < reading.epoch {
             return self.tracks.renew(&due.channel, reading.position(&due.channel));
+        }
+        // Nothing should be missing, and this does not say otherwise. It would be doubted, and
+        // everyone told to reload, at every look.
+        if due.reason.is_none() && reading.is_blind() {
+            return;
         }
         let proof = reading.proof(&due.channel, Claim::Own(after));
         let follow = match proof {
@@ -227,6 +251,9 @@ impl Repair {
             }
         }
         if proof == Proof::Whole && !reading.more && self.tracks.seen(&due.channel).is_none() {
+            if let Some(last) = reading.last.filter(|last| *last == at) {
+                self.tracks.prove(&due.channel, last);
+            }
             return;
         }
         // Something moved it on meanwhile, or there is more: what was read is not the last word.
@@ -240,12 +267,38 @@ impl Repair {
             let at = Instant::now() + RETRY;
             return self.due.push_back(Due { at, tries: due.tries + 1, ..due });
         }
-        self.lose(&due.channel, due.reason.unwrap_or(GapReason::ChainBroken), reading);
+        // Not to what was seen and is not kept: whoever published that may have made it up.
+        let to = reading.position(&due.channel);
+        self.lose(&due.channel, due.reason.unwrap_or(GapReason::ChainBroken), to);
     }
 
-    fn lose(&mut self, channel: &Channel, reason: GapReason, reading: &Reading) {
-        // And not to what was seen and is not kept: whoever published that may have made it up.
-        let to = reading.position(channel);
+    /// A place went out that came live, and after it an event with a lower one. If the history has
+    /// it, that event was a repeat. If not, somebody made it up, or the broker has lost it: either
+    /// way events have gone by that nobody got.
+    fn look_up(&mut self, due: Due, place: Place, at: Position, reading: &Reading) {
+        if !self.tracks.is_doubted(&due.channel, place) {
+            return;
+        }
+        let real = match reading.kept.first() {
+            Some(first) if first.at == place.at => first.prev == place.prev,
+            // It is kept no more.
+            Some(first) => first.prev == place.at,
+            None => reading.last == Some(place.at),
+        };
+        if !real && due.tries < TRIES {
+            let at = Instant::now() + RETRY;
+            return self.due.push_back(Due { at, tries: due.tries + 1, ..due });
+        }
+        self.tracks.settle(&due.channel, place);
+        if real {
+            return self.tracks.prove(&due.channel, place.at);
+        }
+        let last = reading.position(&due.channel);
+        let to = if at > place.at { last.max(at) } else { last };
+        self.lose(&due.channel, GapReason::ChainBroken, to);
+    }
+
+    fn lose(&mut self, channel: &Channel, reason: GapReason, to: Position) {
         self.tracks.jump(channel, to);
         self.registry.lose(channel, to, reason);
         if let Some(more) = self.told.check() {
@@ -263,7 +316,11 @@ fn hand_out(registry: &Registry, to: &Channel, kept: &Kept) {
     if kept.loss {
         return registry.lose(to, kept.at, GapReason::BrokerLost);
     }
-    registry.deliver(Delivery {
+    registry.deliver(delivery(to, kept));
+}
+
+fn delivery(to: &Channel, kept: &Kept) -> Delivery {
+    Delivery {
         to: to.clone(),
         except: Arc::clone(&kept.except),
         frame: match kept.frame.received() {
@@ -272,7 +329,7 @@ fn hand_out(registry: &Registry, to: &Channel, kept: &Kept) {
         },
         place: Some(kept.at),
         skip: (!kept.except.is_empty()).then(|| kept.skip()),
-    });
+    }
 }
 
 async fn poll(reading: &mut Option<BoxFuture<'static, Read>>) -> Read {

@@ -357,3 +357,72 @@ fn replacements_push_no_order_out() {
         assert_eq!(told(&outbox).await, Some(Signal::Close(CloseCause::Revoked)));
     });
 }
+
+/// All data is lost while the clock is set back: what is new comes under lower places.
+#[actix_web::test]
+async fn after_a_loss_a_connection_goes_on_from_a_lower_place() {
+    let client = client(1);
+    let all = Channel::Broadcast;
+    client.hand_out(&kept(100, 200));
+    assert_eq!(client.frames().await, [r#"{"id":200}"#]);
+    client.registry.tracks().jump(&all, at(50));
+    client.registry.lose(&all, at(50), GapReason::Reconnected);
+    tokio::time::sleep(notices::SPREAD + Duration::from_millis(200)).await;
+    let notice =
+        r#"{"type":"belfry.resync","lost":["b"],"cursor":"u~100-0,b~50-0","reason":"reconnected"}"#;
+    assert_eq!(client.frames().await, [notice]);
+    client.hand_out(&kept(50, 60));
+    assert_eq!(client.frames().await, [r#"{"id":60}"#]);
+}
+
+/// Word of a loss that is kept, on a replica that is behind the one before.
+#[actix_web::test]
+async fn who_is_past_a_kept_word_of_a_loss_has_heard_it() {
+    let client = client(1);
+    let all = Channel::Broadcast;
+    client.registration.on_lane(&all, |_, lane| lane.at.set(at(130))).unwrap();
+    client.registry.lose(&all, at(120), GapReason::BrokerLost);
+    client.hand_out(&kept(120, 130));
+    client.hand_out(&kept(130, 140));
+    assert_eq!(client.frames().await, [r#"{"id":140}"#]);
+}
+
+/// What is handed out once a lane stands must find its worker interested, also where the worker is
+/// held up right then.
+#[actix_web::test]
+async fn a_worker_is_interested_in_a_group_before_a_lane_of_it_stands() {
+    let client = client(1);
+    let tracks = Arc::clone(client.registry.tracks());
+    let start = |name: &str| {
+        let hold = tracks.hold(&Channel::Group(Group::new(name).unwrap()));
+        hold.start(at(100));
+        vec![Start { hold, at: at(100), upto: Position::ZERO }]
+    };
+    for names in [&["staff"][..], &["staff", "night shift"]] {
+        let group = Group::new(names.last().unwrap()).unwrap();
+        let channel = Channel::Group(group);
+        let starts = start(names.last().unwrap());
+        let slot = client.registry.slot(&channel).unwrap();
+        let (locked, mut wait) = mpsc::channel(1);
+        let looking = std::thread::spawn({
+            let (registry, channel) = (client.registry.clone(), channel.clone());
+            move || {
+                registry.tracks().locked(&channel, || {
+                    locked.try_send(()).unwrap();
+                    let end = Instant::now() + Duration::from_secs(5);
+                    let interested = || {
+                        registry.0.shards.load().iter().any(|shard| shard.shared.interest.any(slot))
+                    };
+                    while !interested() && Instant::now() < end {
+                        std::thread::yield_now();
+                    }
+                    interested()
+                })
+            }
+        });
+        wait.recv().await.unwrap();
+        let groups = names.iter().map(|name| Group::new(name).unwrap()).collect();
+        client.registration.update(None, groups, starts);
+        assert!(looking.join().unwrap(), "{names:?}");
+    }
+}

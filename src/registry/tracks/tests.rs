@@ -167,3 +167,43 @@ fn what_comes_from_the_future_is_looked_up() {
     assert_eq!(tracks.advance(&ALL, &event(5, 7), Source::History), Step::Next);
     assert_eq!(tracks.advance(&ALL, &far, Source::History), Step::Next, "the clock was ahead");
 }
+
+#[test]
+fn a_repeat_of_what_was_never_handed_out_is_looked_up() {
+    let tracks = tracks();
+    let hold = tracks.hold(&ALL);
+    hold.start(at(5));
+    let live = |prev, ms| tracks.advance(&ALL, &event(prev, ms), Source::Live);
+    assert_eq!((live(5, 7), live(7, 8)), (Step::Next, Step::Next));
+    assert_eq!((live(4, 5), live(7, 8)), (Step::Repeat, Step::Repeat));
+    assert!(tracks.take_doubts().is_empty(), "it was handed out");
+    // 100 is made up, and 9 would be passed over.
+    assert_eq!((live(0, 100), live(8, 9), live(9, 10)), (Step::Next, Step::Repeat, Step::Repeat));
+    let made_up = Place { at: at(100), prev: at(0) };
+    assert_eq!(tracks.take_doubts(), [(ALL, made_up)]);
+    // Later the broker gives out the very same id.
+    assert_eq!(live(99, 100), Step::Repeat);
+    assert!(tracks.take_doubts().is_empty(), "it is looked up already");
+    tracks.settle(&ALL, made_up);
+    assert_eq!(live(99, 100), Step::Repeat);
+    assert_eq!(tracks.take_doubts(), [(ALL, made_up)]);
+    tracks.settle(&ALL, made_up);
+    tracks.jump(&ALL, at(10));
+    assert_eq!((live(10, 11), live(11, 12)), (Step::Next, Step::Next));
+    // What the history has is a repeat, and needs no second look.
+    tracks.prove(&ALL, at(12));
+    assert_eq!(live(10, 11), Step::Repeat);
+    assert!(tracks.take_doubts().is_empty());
+    // The history shows that 20 was none before 30. Nothing need have been passed over.
+    let made_up = Place { at: at(20), prev: at(12) };
+    assert_eq!(live(12, 20), Step::Next);
+    assert_eq!(tracks.advance(&ALL, &event(15, 30), Source::History), Step::Next);
+    tracks.prove(&ALL, at(30));
+    assert!(tracks.take_doubts().is_empty());
+    assert_eq!((live(15, 30), live(12, 15)), (Step::Repeat, Step::Repeat));
+    assert!(tracks.take_doubts().contains(&(ALL, made_up)), "15 was passed over");
+    // The word of a loss covers it.
+    let word = Kept { loss: true, ..event(30, 40) };
+    assert_eq!(tracks.advance(&ALL, &word, Source::History), Step::Next);
+    assert!(!tracks.is_doubted(&ALL, made_up));
+}

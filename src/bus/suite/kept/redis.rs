@@ -279,7 +279,7 @@ async fn bytes_are_counted_as_they_are_kept() {
 #[tokio::test]
 async fn a_server_that_forgot_the_scripts_is_shown_them() {
     let mut bus = with(BOUNDS).await;
-    assert!(bus.says(&["INFO", "memory"]).await.contains("number_of_cached_scripts:2"));
+    assert!(bus.says(&["INFO", "memory"]).await.contains("number_of_cached_scripts:3"));
     for n in 0..3 {
         bus.says(&["SCRIPT", "FLUSH"]).await;
         let posts = (0..10).map(|m| post(alice(), &(n * 10 + m).to_string())).collect();
@@ -460,6 +460,7 @@ async fn a_loss_that_cannot_be_mended_is_kept_as_word_of_it() {
     bus.says(&["SAVE"]).await;
     let lost = bus.keep(alice(), "2").await;
     let trimmed = bus.keep(user("bob"), "2").await;
+    let only = bus.keep(user("carol"), "2").await;
     // While this replica cannot connect, another does.
     bus.server().kill();
     let publisher = Arc::clone(&bus.publisher);
@@ -468,6 +469,11 @@ async fn a_loss_that_cannot_be_mended_is_kept_as_word_of_it() {
     let newer = Position::new(lost.ms + 60_000, 0);
     let message = said("3").kept(&Tag::User, newer, first, None);
     let message = std::str::from_utf8(&message).unwrap();
+    // What others put there shows nothing, neither before an event nor where there is none.
+    let strange = Position::new(lost.ms + 30_000, 0).to_string();
+    for channel in ["ws:user:alice", "ws:user:carol"] {
+        bus.says(&["XADD", channel, &strange, "m", "garbage"]).await;
+    }
     bus.says(&["XADD", "ws:user:alice", &newer.to_string(), "c", "900", "m", message]).await;
     bus.says(&["SET", "ws:last:user:alice", &format!("{newer} 900 0")]).await;
     // Of this one a later event shows that it was there.
@@ -485,6 +491,8 @@ async fn a_loss_that_cannot_be_mended_is_kept_as_word_of_it() {
     assert_eq!(losses, [false, true], "once, after what stood there");
     assert_eq!(reading.proof(&alice(), Claim::Client(first)), Proof::Whole);
     assert!(bus.read(user("bob"), Some(Position::ZERO), 9).await.kept.iter().all(|k| !k.loss));
+    let reading = bus.read(user("carol"), Some(Position::ZERO), 9).await;
+    assert!(reading.kept.iter().any(|kept| kept.loss && kept.at > only), "{reading:?}");
     // Said once, however often Redis restarts.
     bus.says(&["SAVE"]).await;
     bus.crash().await;
