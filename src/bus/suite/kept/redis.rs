@@ -279,7 +279,7 @@ async fn bytes_are_counted_as_they_are_kept() {
 #[tokio::test]
 async fn a_server_that_forgot_the_scripts_is_shown_them() {
     let mut bus = with(BOUNDS).await;
-    assert!(bus.says(&["INFO", "memory"]).await.contains("number_of_cached_scripts:2"));
+    assert!(bus.says(&["INFO", "memory"]).await.contains("number_of_cached_scripts:3"));
     for n in 0..3 {
         bus.says(&["SCRIPT", "FLUSH"]).await;
         let posts = (0..10).map(|m| post(alice(), &(n * 10 + m).to_string())).collect();
