@@ -54,6 +54,8 @@ struct LinkState {
     tcp: Weak<TcpStream>,
     /// The socket is no longer HTTP's.
     taken: Cell<bool>,
+    /// Someone waits until HTTP has written what it had to.
+    awaited: Cell<bool>,
     next: Cell<Option<LocalBoxFuture<'static, ()>>>,
     wish: Cell<Wish>,
     reader: RefCell<Option<Waker>>,
@@ -63,6 +65,20 @@ struct LinkState {
 }
 
 impl Link {
+    /// Waits until HTTP has handed over to the socket what it had to write, answers to earlier
+    /// requests: what it still holds when the socket is taken is lost. For its own handlers.
+    pub async fn written(&self) {
+        let mut asked = false;
+        poll_fn(|_| {
+            // HTTP flushes after it has asked its handler, and then asks it again.
+            if !std::mem::replace(&mut asked, true) {
+                self.0.awaited.set(true);
+            }
+            if self.0.awaited.get() { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+    }
+
     /// Takes the socket away from HTTP: whatever that still wants to read or write fails, and so it
     /// ends. `None` when the socket is closed or taken. Not for a socket that bears TLS.
     #[must_use]
@@ -164,6 +180,7 @@ impl Socket {
         let state = LinkState {
             tcp: Rc::downgrade(&tcp),
             taken: Cell::new(false),
+            awaited: Cell::new(false),
             next: Cell::new(None),
             wish: Cell::new(Wish::None),
             reader: RefCell::new(None),
@@ -290,8 +307,11 @@ impl AsyncWrite for Socket {
         self.written(written)
     }
 
-    /// Nothing is kept back, so there is nothing to flush.
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Nothing is kept back, so there is nothing to flush. Who writes here flushes when all is written.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.link.0.awaited.replace(false) {
+            cx.waker().wake_by_ref();
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -35,6 +35,11 @@ pub struct Bounds {
 }
 
 impl Bounds {
+    fn admit(&self, state: &State, bytes: usize) -> bool {
+        state.queue.is_empty()
+            || (state.queue.len() < self.frames && state.bytes + bytes <= self.bytes)
+    }
+
     fn has_room(&self, state: &State, bytes: usize) -> bool {
         state.queue.is_empty()
             || state.queue.len() <= self.frames / 2 && state.bytes + bytes <= self.bytes / 2
@@ -214,10 +219,13 @@ impl Outbox {
             self.metrics.dropped(event);
             return Push::Closed;
         }
-        let fits = state.queue.is_empty()
-            || (state.queue.len() < self.bounds.frames
-                && state.bytes + frame.len() <= self.bounds.bytes);
-        if !fits {
+        if !self.bounds.admit(state, frame.len()) && state.sink.is_some() {
+            // Nobody is too slow who was not asked yet whether he takes more.
+            if let Flushed::Broken(error) = self.write(state) {
+                tracing::debug!(%error, "a socket cannot be written to");
+            }
+        }
+        if !self.bounds.admit(state, frame.len()) {
             let dropped = self.clear(state) + event;
             self.metrics.dropped(dropped);
             state.phase = Phase::Closing;
@@ -328,12 +336,7 @@ impl Outbox {
 
     fn write(&self, state: &mut State) -> Flushed {
         loop {
-            if let Some(pong) = state.pong.take() {
-                state.bytes += pong.len();
-                self.metrics.queued(pong.len());
-                state.queue.insert(usize::from(state.begun > 0), pong);
-            }
-            if state.queue.is_empty() {
+            if state.queue.is_empty() && state.pong.is_none() {
                 let ended = state.phase == Phase::Ended;
                 return if ended { Flushed::Ended } else { Flushed::Empty };
             }
@@ -347,12 +350,24 @@ impl Outbox {
     }
 
     /// So many more bytes are written.
-    fn advance(&self, state: &mut State, written: usize) {
-        state.begun += written;
-        while let Some(first) = state.queue.front()
-            && state.begun >= first.len()
-        {
-            state.begun -= first.len();
+    fn advance(&self, state: &mut State, mut written: usize) {
+        while written > 0 {
+            // A pong that has begun is a frame like others; until then a newer one may replace it.
+            if state.begun == 0
+                && let Some(pong) = state.pong.take()
+            {
+                state.bytes += pong.len();
+                self.metrics.queued(pong.len());
+                state.queue.push_front(pong);
+            }
+            let Some(first) = state.queue.front() else { break };
+            let rest = first.len() - state.begun;
+            if written < rest {
+                state.begun += written;
+                break;
+            }
+            written -= rest;
+            state.begun = 0;
             state.bytes -= first.len();
             self.metrics.written(first.len(), first.received());
             state.queue.pop_front();
@@ -453,7 +468,9 @@ impl State {
     fn hand_over(&self) -> io::Result<usize> {
         let Some(sink) = &self.sink else { return Err(io::ErrorKind::NotConnected.into()) };
         let mut skip = self.begun;
-        let frames = self.queue.iter().take(GATHER).map(|frame| {
+        let (begun, others) = (usize::from(skip > 0), self.queue.iter());
+        let frames = others.clone().take(begun).chain(&self.pong).chain(others.skip(begun));
+        let frames = frames.take(GATHER).map(|frame| {
             let rest = frame.wire().get(std::mem::take(&mut skip)..).unwrap_or_default();
             IoSlice::new(rest)
         });

@@ -45,6 +45,11 @@ pub(super) async fn preflight(request: HttpRequest, worker: web::Data<Worker>) -
 /// `GET /sse/notifications`
 pub(super) async fn notifications(request: HttpRequest, worker: web::Data<Worker>) -> HttpResponse {
     let state = &worker.state;
+    if worker.takes_sockets
+        && let Some(link) = request.conn_data::<Link>()
+    {
+        link.written().await;
+    }
     let allowed = state.origins.check(request.headers()) == Verdict::Allowed;
     let complete = |mut response: HttpResponse| {
         // After the end of a stream its client comes back by another connection: this one has no

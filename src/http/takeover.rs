@@ -69,6 +69,8 @@ struct Asked {
     link: Link,
     codec: Codec,
     early: BytesMut,
+    /// Answers to requests that came before it on this connection, not written yet.
+    earlier: BytesMut,
 }
 
 async fn open(
@@ -77,10 +79,10 @@ async fn open(
     request: Request,
     framed: Framed<Stream, Codec>,
 ) {
-    let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
+    let FramedParts { io, codec, read_buf: early, write_buf: earlier, .. } = framed.into_parts();
     let link = io.link();
     let Some(socket) = link.take() else { return };
-    let asked = Asked { request, socket, link, codec, early: read_buf };
+    let asked = Asked { request, socket, link, codec, early, earlier };
     if let Some(response) = misses(asked.request.head(), &base_path) {
         return answer(asked, &worker, response).await;
     }
@@ -166,7 +168,8 @@ fn switching(asked: &mut Asked) -> Option<Frame> {
     if offered.any(|name| name.trim() == PROTOCOL) {
         response.insert_header((header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL));
     }
-    let mut wire = BytesMut::with_capacity(HEAD_BYTES);
+    let mut wire = std::mem::take(&mut asked.earlier);
+    wire.reserve(HEAD_BYTES);
     let message = Message::Item((response.finish().drop_body(), BodySize::None));
     asked.codec.encode(message, &mut wire).ok()?;
     Some(Frame::head(wire))
@@ -180,7 +183,10 @@ fn direct(asked: Asked, worker: &Worker, outbox: Rc<Outbox>) -> Direct {
 
 /// Writes an answer that is no upgrade, and closes.
 async fn answer(mut asked: Asked, worker: &Worker, response: HttpResponse) {
-    let Ok(wire) = encode(&mut asked.codec, response) else { return };
+    let mut wire = std::mem::take(&mut asked.earlier);
+    if encode(&mut asked.codec, response, &mut wire).is_err() {
+        return;
+    }
     let outbox = outbox(worker);
     let mut socket = direct(asked, worker, Rc::clone(&outbox));
     outbox.finish([Frame::head(wire)], false);
@@ -191,16 +197,15 @@ async fn answer(mut asked: Asked, worker: &Worker, response: HttpResponse) {
     }
 }
 
-fn encode(codec: &mut Codec, response: HttpResponse) -> std::io::Result<BytesMut> {
+fn encode(codec: &mut Codec, response: HttpResponse, wire: &mut BytesMut) -> std::io::Result<()> {
     let mut response: Response<_> = response.into();
     response.head_mut().set_connection_type(ConnectionType::Close);
     // What refuses is written at once, not streamed.
     let mut body = Bytes::new();
     let response = response.map_body(|_, whole| body = whole.try_into_bytes().unwrap_or_default());
     let size = BodySize::Sized(body.len() as u64);
-    let mut wire = BytesMut::with_capacity(HEAD_BYTES + body.len());
-    codec.encode(Message::Item((response, size)), &mut wire)?;
-    codec.encode(Message::Chunk(Some(body)), &mut wire)?;
-    codec.encode(Message::Chunk(None), &mut wire)?;
-    Ok(wire)
+    wire.reserve(HEAD_BYTES + body.len());
+    codec.encode(Message::Item((response, size)), wire)?;
+    codec.encode(Message::Chunk(Some(body)), wire)?;
+    codec.encode(Message::Chunk(None), wire)
 }

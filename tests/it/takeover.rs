@@ -53,6 +53,31 @@ async fn upgrades_elsewhere_are_refused_as_any_request_is() {
 }
 
 #[tokio::test]
+async fn what_was_asked_before_is_answered_before() {
+    let replica = taking().spawn().await;
+    let token = Jwt::of("alice").sign();
+    let stream = format!("GET /sse/notifications?token={token} HTTP/1.1\r\nHost: belfry\r\n\r\n");
+    for (request, statuses) in [
+        (upgrade("GET", &format!("/ws/notifications?token={token}")), ["404", "101"]),
+        (upgrade("GET", "/nowhere/else"), ["404", "404"]),
+        (stream, ["404", "200"]),
+    ] {
+        let both = format!("GET /nowhere HTTP/1.1\r\nHost: belfry\r\n\r\n{request}");
+        let mut socket = TcpStream::connect(replica.public).await.expect("it listens");
+        socket.write_all(both.as_bytes()).await.expect("sent");
+        let mut seen = Vec::new();
+        let answers = until("two answers", PATIENCE, async || {
+            socket.read_buf(&mut seen).await.expect("open");
+            let text = String::from_utf8_lossy(&seen).into_owned();
+            let answers = text.split("HTTP/1.1 ").skip(1).map(|answer| answer[..3].to_owned());
+            Some(answers.collect::<Vec<_>>()).filter(|answers| answers.len() == 2)
+        });
+        let answers = tokio::time::timeout(PATIENCE, answers).await.expect("two answers");
+        assert_eq!(answers, statuses, "{request}");
+    }
+}
+
+#[tokio::test]
 async fn frames_that_come_with_the_head_are_read_once_and_in_order() {
     let replica = taking().spawn().await;
     let dial = Dial::to(&replica).query(&Jwt::of("alice").sign());

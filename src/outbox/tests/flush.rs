@@ -118,6 +118,47 @@ fn a_pong_goes_first_but_not_into_a_frame() {
 }
 
 #[test]
+fn who_takes_what_he_is_given_is_not_too_slow() {
+    let (outbox, socket, _) = attached(2, 1_000);
+    socket.room.set(5 * 12 + 6);
+    let mut unwritten = Vec::new();
+    for _ in 0..5 {
+        assert_eq!(outbox.post(&event(10), &mut unwritten), Push::Queued);
+    }
+    assert!(matches!(outbox.flush(), Flushed::Empty));
+    assert_eq!(frames(&socket.wire.borrow()), (vec![12; 5], 0));
+    for _ in 0..2 {
+        assert_eq!(outbox.post(&event(10), &mut unwritten), Push::Queued);
+    }
+    assert_eq!(outbox.post(&event(10), &mut unwritten), Push::Overflow(2));
+}
+
+#[test]
+fn a_flood_of_pings_to_who_does_not_read_costs_one_slot() {
+    let (outbox, socket, metrics) = attached(8, 1_000);
+    socket.room.set(5);
+    outbox.post(&event(10), &mut Vec::new());
+    assert!(matches!(outbox.flush(), Flushed::Blocked));
+    for n in 0..=u8::MAX {
+        outbox.pong(&[n]);
+        assert!(matches!(outbox.flush(), Flushed::Blocked));
+    }
+    assert_eq!(metrics.queue_bytes(), 12);
+    // One that has begun is finished, and those that come meanwhile are again one.
+    socket.room.set(7 + 1);
+    assert!(matches!(outbox.flush(), Flushed::Blocked));
+    outbox.pong(b"ab");
+    assert!(matches!(outbox.flush(), Flushed::Blocked));
+    outbox.pong(b"abc");
+    socket.room.set(100);
+    assert!(matches!(outbox.flush(), Flushed::Empty));
+    let wire = socket.wire.borrow();
+    assert_eq!(frames(&wire), (vec![12, 3, 5], 0));
+    assert_eq!(wire[12..], [0x8a, 1, u8::MAX, 0x8a, 3, b'a', b'b', b'c']);
+    assert_eq!(metrics.queue_bytes(), 0);
+}
+
+#[test]
 fn a_broken_socket_is_told_and_takes_nothing_more() {
     let (outbox, socket, metrics) = attached(8, 1_000);
     socket.broken.set(true);
