@@ -385,6 +385,7 @@ impl Outbox {
         state.phase = Phase::Ended;
         state.sink = None;
         state.begun = 0;
+        state.pong = None;
         let dropped = self.clear(&mut state);
         self.metrics.dropped(dropped);
         wake(&mut state.replay);

@@ -17,6 +17,7 @@ use actix_http::ws::{Codec, Frame};
 use actix_rt::net::TcpStream;
 use bytes::BytesMut;
 use socket2::SockRef;
+use tokio::task::coop::poll_proceed;
 use tokio_util::codec::Decoder as _;
 
 use super::{
@@ -94,6 +95,9 @@ impl Direct {
             if let Some(cause) = self.fault.take() {
                 break Err(cause);
             }
+            // A thousand small messages fit into one read: others of this worker have their turns
+            // between them.
+            ready!(poll_proceed(cx)).made_progress();
             let mut rest = std::mem::take(&mut self.rest);
             let decoded = self.decode(&mut rest);
             if !rest.is_empty() {

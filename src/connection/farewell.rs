@@ -15,6 +15,9 @@ use crate::{
 
 /// How long a peer has to answer a close and to read what is left, before it is reset.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// What a peer may still say before its close, in messages and pieces of them. They are for nobody, so
+/// more is not decoded any more, only discarded: that costs less, also of those who were never let in.
+const UNHEARD: u32 = 1000;
 
 /// When a client that does not speak comes back with a new credential.
 const RENEWED: Duration = Duration::from_secs(1);
@@ -96,7 +99,7 @@ pub(super) async fn part<I: Inbound>(end: End, inbound: &mut I, outbox: &Outbox,
 enum Ended {
     /// It closed as well, or is gone.
     Closed,
-    /// What it sends cannot be understood (any more).
+    /// What it sends cannot be understood, or is not listened to any more.
     Faulted,
     /// It cannot answer.
     Mute,
@@ -106,7 +109,7 @@ enum Ended {
 
 async fn closed_by_peer(inbound: &mut impl Inbound, outbox: &Outbox, deadline: Instant) -> Ended {
     let closed = async {
-        loop {
+        for _ in 0..UNHEARD {
             tokio::select! {
                 biased;
                 signal = outbox.signalled() => if signal == Signal::Gone { return Ended::Closed },
@@ -119,6 +122,7 @@ async fn closed_by_peer(inbound: &mut impl Inbound, outbox: &Outbox, deadline: I
                 },
             }
         }
+        Ended::Faulted
     };
     tokio::time::timeout_at(deadline, closed).await.unwrap_or(Ended::Silent)
 }

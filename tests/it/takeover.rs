@@ -104,6 +104,22 @@ async fn what_comes_early_is_bounded_too() {
 }
 
 #[tokio::test]
+async fn who_is_refused_and_does_not_stop_talking_is_not_listened_to() {
+    let replica = taking().spawn().await;
+    let mut stream = TcpStream::connect(replica.public).await.expect("it listens");
+    let mut request = upgrade("GET", "/ws/notifications?token=bad").into_bytes();
+    for _ in 0..2_000 {
+        request.extend(frame(0x80 | PONG, b""));
+    }
+    stream.write_all(&request).await.expect("sent");
+    // Whoever says nothing is reset in the end; this is an orderly one.
+    let mut seen = Vec::new();
+    let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut seen)).await;
+    end.expect("it closes").expect("no reset");
+    assert!(seen.ends_with(b"unauthorized"), "{:?}", String::from_utf8_lossy(&seen));
+}
+
+#[tokio::test]
 async fn who_leaves_before_the_answer_takes_nobodys_turn() {
     let replica = taking()
         .set("limits.handshakes_per_second", "1")
