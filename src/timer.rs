@@ -16,11 +16,16 @@ use tokio_util::time::{DelayQueue, delay_queue::Key};
 
 use crate::{lifecycle::Guard, outbox::Outbox};
 
+/// Deadlines are met on a grid this fine, up to so much late: those of thousands of idle connections
+/// then come a few together, and cost one awakening and not each its own, and so do their answers.
+const GRID: Duration = Duration::from_millis(50);
+
 /// The wheel has a rim; a deadline behind it comes early, and the connection names it again.
 const FURTHEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The wheel. Lives as long as its worker.
 pub struct Wheel {
+    start: Instant,
     queue: RefCell<DelayQueue<Rc<Slot>>>,
 }
 
@@ -35,9 +40,16 @@ impl Wheel {
     /// A wheel that turns on the current worker.
     #[must_use]
     pub fn spawn(guard: Guard) -> Rc<Self> {
-        let wheel = Rc::new(Self { queue: RefCell::new(DelayQueue::new()) });
+        let wheel = Rc::new(Self { start: Instant::now(), queue: RefCell::new(DelayQueue::new()) });
         actix_rt::spawn(turn(Rc::downgrade(&wheel), guard));
         wheel
+    }
+
+    /// The next point of the grid.
+    fn on_grid(&self, at: Instant) -> Instant {
+        let since = at.saturating_duration_since(self.start).as_millis();
+        let points = u32::try_from(since.div_ceil(GRID.as_millis())).unwrap_or(u32::MAX);
+        self.start + GRID * points
     }
 
     /// A deadline for one connection; none is set yet.
@@ -77,7 +89,7 @@ impl Timer {
     /// Wakes the connection with [`Signal::Due`](crate::outbox::Signal::Due) at this moment,
     /// instead of the one set before.
     pub fn set(&self, at: Instant) {
-        let at = at.min(Instant::now() + FURTHEST);
+        let at = self.wheel.on_grid(at.min(Instant::now() + FURTHEST));
         let mut queue = self.wheel.queue.borrow_mut();
         if let Some(key) = self.slot.key.get() {
             queue.reset_at(&key, at);
@@ -92,5 +104,21 @@ impl Drop for Timer {
         if let Some(key) = self.slot.key.take() {
             self.wheel.queue.borrow_mut().try_remove(&key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn deadlines_are_met_on_the_grid_and_never_early() {
+        let start = Instant::now();
+        let wheel = Wheel { start, queue: RefCell::new(DelayQueue::new()) };
+        let millis = Duration::from_millis;
+        for (wanted, met) in [(0, 0), (1, 50), (50, 50), (51, 100), (25_000, 25_000)] {
+            assert_eq!(wheel.on_grid(start + millis(wanted)), start + millis(met), "{wanted}");
+        }
+        assert_eq!(wheel.on_grid(start - millis(10)), start);
     }
 }

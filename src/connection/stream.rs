@@ -10,11 +10,13 @@ use std::{
     net::Shutdown,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use actix_http::h1::{Codec, Message};
 use bytes::{Buf as _, BytesMut};
 use socket2::SockRef;
+use tokio::time::timeout;
 use tokio_util::codec::Encoder as _;
 
 use super::{
@@ -27,6 +29,10 @@ use crate::{event::CloseCause, net::Taken, outbox::Outbox};
 /// A client has no more to say than its request; what it sends beyond that is read and discarded, so
 /// that its end is seen. This much, and it is cut off.
 const CHATTER: usize = 64 * 1024;
+
+/// How long a client has to close its side, once all is written and ours is closed. What is still on
+/// its way does not need us.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A stream's socket.
 pub struct Stream {
@@ -124,7 +130,11 @@ impl Inbound for Stream {
         let written = poll_fn(|cx| self.poll_write(cx)).await;
         if written.is_ok() && SockRef::from(&*self.socket.tcp).shutdown(Shutdown::Write).is_ok() {
             let scratch = Rc::clone(&self.scratch);
-            poll_fn(|cx| scratch.poll_discard(&self.socket.tcp, &mut self.chatter, cx)).await;
+            let closed =
+                poll_fn(|cx| scratch.poll_discard(&self.socket.tcp, &mut self.chatter, cx));
+            if timeout(LINGER, closed).await.is_err() {
+                tracing::debug!("a client does not close a stream that has ended");
+            }
         }
     }
 }

@@ -395,7 +395,8 @@ async fn an_order_that_meets_handshakes_under_way_catches_them_all() {
     // A run in which the machine was too slow for Redis's timeout shows nothing, and harms nothing.
     while total < 150 {
         run += 1;
-        assert!(run <= 20, "only {total} handshakes were under way in {run} runs");
+        // Handshakes go to Redis together, so few are at this place at once.
+        assert!(run <= 80, "only {total} handshakes were under way in {run} runs");
         let session = format!("s-{run}");
         let jwt = in_session("alice", &session);
         proxy.flow_of_standing(Flow::Pass, Flow::Stall);
