@@ -469,6 +469,10 @@ impl State {
     fn hand_over(&self) -> io::Result<usize> {
         let Some(sink) = &self.sink else { return Err(io::ErrorKind::NotConnected.into()) };
         let mut skip = self.begun;
+        // So it is nearly always, and it needs no gathering.
+        if let (1, None, Some(only)) = (self.queue.len(), &self.pong, self.queue.front()) {
+            return sink.try_write(&[IoSlice::new(only.wire().get(skip..).unwrap_or_default())]);
+        }
         let (begun, others) = (usize::from(skip > 0), self.queue.iter());
         let frames = others.clone().take(begun).chain(&self.pong).chain(others.skip(begun));
         let frames = frames.take(GATHER).map(|frame| {

@@ -8,7 +8,6 @@
 use std::{
     future::poll_fn,
     io::{self, IoSlice},
-    net::Shutdown,
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -16,7 +15,6 @@ use std::{
 use actix_http::ws::{Codec, Frame};
 use actix_rt::net::TcpStream;
 use bytes::BytesMut;
-use socket2::SockRef;
 use tokio::task::coop::poll_proceed;
 use tokio_util::codec::Decoder as _;
 
@@ -195,10 +193,7 @@ impl Inbound for Direct {
         if written.await.is_err() || !linger {
             return;
         }
-        if SockRef::from(&*self.socket.tcp).shutdown(Shutdown::Write).is_ok() {
-            let mut most = usize::MAX;
-            poll_fn(|cx| self.scratch.poll_discard(&self.socket.tcp, &mut most, cx)).await;
-        }
+        self.scratch.hang_up(&self.socket.tcp, &mut { usize::MAX }).await;
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::{
     cell::Cell,
+    future::poll_fn,
     io,
+    net::Shutdown,
     task::{Context, Poll, ready},
 };
 
 use actix_rt::net::TcpStream;
 use bytes::BytesMut;
+use socket2::SockRef;
 
 /// Bytes that are read at once.
 const READ: usize = 8 * 1024;
@@ -43,6 +46,13 @@ impl Scratch {
     pub(super) fn give_back(&self, mut buffer: BytesMut) {
         buffer.clear();
         self.0.set(buffer);
+    }
+
+    /// Closes our side, and reads and discards until the peer has closed its own.
+    pub(super) async fn hang_up(&self, tcp: &TcpStream, most: &mut usize) {
+        if SockRef::from(tcp).shutdown(Shutdown::Write).is_ok() {
+            poll_fn(|cx| self.poll_discard(tcp, most, cx)).await;
+        }
     }
 
     /// Reads and discards until the peer closes, or has sent more than `most` bytes.

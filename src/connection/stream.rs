@@ -7,7 +7,6 @@
 use std::{
     future::poll_fn,
     io,
-    net::Shutdown,
     rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -15,7 +14,6 @@ use std::{
 
 use actix_http::h1::{Codec, Message};
 use bytes::{Buf as _, BytesMut};
-use socket2::SockRef;
 use tokio::time::timeout;
 use tokio_util::codec::Encoder as _;
 
@@ -128,13 +126,12 @@ impl Inbound for Stream {
 
     async fn close(&mut self, _linger: bool) {
         let written = poll_fn(|cx| self.poll_write(cx)).await;
-        if written.is_ok() && SockRef::from(&*self.socket.tcp).shutdown(Shutdown::Write).is_ok() {
-            let scratch = Rc::clone(&self.scratch);
-            let closed =
-                poll_fn(|cx| scratch.poll_discard(&self.socket.tcp, &mut self.chatter, cx));
-            if timeout(LINGER, closed).await.is_err() {
-                tracing::debug!("a client does not close a stream that has ended");
-            }
+        if written.is_err() {
+            return;
+        }
+        let closed = self.scratch.hang_up(&self.socket.tcp, &mut self.chatter);
+        if timeout(LINGER, closed).await.is_err() {
+            tracing::debug!("a client does not close a stream that has ended");
         }
     }
 }

@@ -24,6 +24,11 @@ use crate::{
     timer::Wheel,
 };
 
+/// Its routes, below the base path.
+pub(super) const WEBSOCKET: &str = "/ws/notifications";
+pub(super) const SSE: &str = "/sse/notifications";
+pub(super) const TICKETS: &str = "/ws/tickets";
+
 /// What all workers of the public listener share.
 pub struct State {
     /// Who may connect.
@@ -83,18 +88,18 @@ pub struct Worker {
 pub fn routes(base_path: &str, config: &mut web::ServiceConfig) {
     config
         .service(
-            web::resource(format!("{base_path}/ws/notifications"))
+            web::resource(format!("{base_path}{WEBSOCKET}"))
                 .route(web::get().to(upgrade::notifications))
                 .default_service(wrong_method("GET")),
         )
         .service(
-            web::resource(format!("{base_path}/sse/notifications"))
+            web::resource(format!("{base_path}{SSE}"))
                 .route(web::get().to(sse::notifications))
                 .route(web::method(Method::OPTIONS).to(sse::preflight))
                 .default_service(wrong_method("GET, OPTIONS")),
         )
         .service(
-            web::resource(format!("{base_path}/ws/tickets"))
+            web::resource(format!("{base_path}{TICKETS}"))
                 .route(web::post().to(tickets::buy))
                 .route(web::method(Method::OPTIONS).to(tickets::preflight))
                 .default_service(wrong_method("POST, OPTIONS")),

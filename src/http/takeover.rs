@@ -23,7 +23,7 @@ use super::{
     arrival::{arrive, outbox},
     not_allowed,
     problem::{Kind, Problem},
-    public::Worker,
+    public::{SSE, TICKETS, WEBSOCKET, Worker},
     upgrade::{count, respond},
 };
 use crate::{
@@ -39,10 +39,6 @@ use crate::{
 const LINGER: Duration = Duration::from_secs(2);
 /// Room for the head of an answer that upgrades.
 const HEAD_BYTES: usize = 256;
-
-/// The routes of the public listener below its base path.
-const WEBSOCKET: &str = "/ws/notifications";
-const OTHERS: [&str; 2] = ["/sse/notifications", "/ws/tickets"];
 
 /// What actix-http hands upgrades to. The connection goes on in the task that its socket has anyway,
 /// once HTTP has let go of it.
@@ -102,7 +98,7 @@ fn misses(head: &RequestHead, base_path: &str) -> Option<HttpResponse> {
     let path = head.uri.path().strip_prefix(base_path).unwrap_or_default();
     if path == WEBSOCKET {
         (head.method != Method::GET).then(|| not_allowed("GET"))
-    } else if OTHERS.contains(&path) {
+    } else if path == SSE || path == TICKETS {
         let detail = "only /ws/notifications can be upgraded";
         Some(Problem::new(Kind::BadRequest).detail(detail).response())
     } else {

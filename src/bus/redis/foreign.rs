@@ -24,37 +24,27 @@ pub(super) struct Complaints {
 impl Complaints {
     /// What a channel keeps could not be read.
     pub(super) fn unread(&self, names: &Names, channel: &Channel, reason: &str) {
-        if let Some(more) = check(&self.readings) {
-            let (kind, keys) = names.pattern(channel);
-            tracing::warn!(
-                kind,
-                keys,
-                reason,
-                more_since_last_line = more,
-                "what a channel keeps cannot be read, because another program has a key in its \
-                 place: find it (redis-cli --scan --pattern, TYPE is not stream) and delete or \
-                 rename it"
-            );
-        }
+        tell(&self.readings, names, channel, reason, "what a channel keeps cannot be read");
     }
 
     /// An event was not published.
     pub(super) fn unpublished(&self, names: &Names, channel: &Channel, reason: &str) {
-        if let Some(more) = check(&self.events) {
-            let (kind, keys) = names.pattern(channel);
-            tracing::warn!(
-                kind,
-                keys,
-                reason,
-                more_since_last_line = more,
-                "an event was refused, because another program has a key in its channel's place: \
-                 find it (redis-cli --scan --pattern, TYPE is not stream) and delete or rename it"
-            );
-        }
+        tell(&self.events, names, channel, reason, "an event was refused");
     }
 }
 
-fn check(throttle: &Mutex<Throttle>) -> Option<u64> {
+fn tell(throttle: &Mutex<Throttle>, names: &Names, channel: &Channel, reason: &str, what: &str) {
     // Every change is whole, so a poisoned lock is as good as new.
-    throttle.lock().unwrap_or_else(PoisonError::into_inner).check()
+    let Some(more) = throttle.lock().unwrap_or_else(PoisonError::into_inner).check() else {
+        return;
+    };
+    let (kind, keys) = names.pattern(channel);
+    tracing::warn!(
+        kind,
+        keys,
+        reason,
+        more_since_last_line = more,
+        "{what}, because another program has a key in its channel's place: find it (redis-cli \
+         --scan --pattern, TYPE is not stream) and delete or rename it"
+    );
 }
